@@ -14,6 +14,7 @@ from sdrpn.checkpoint import write_random_checkpoint
 from sdrpn.export import ExportOptions, export_bundle
 from sdrpn.export.ort_variant import group_query_graph
 from sdrpn.export.ort_vision import multi_head_graph
+from sdrpn.families.qwen.vision_spec import qwen_vision_of
 from sdrpn.families.registry import family_of
 from sdrpn.method.grids import cell_count
 from sdrpn.workflows.graph_optimization import optimize_bundle
@@ -105,7 +106,7 @@ def test_the_parts_of_a_product_are_saved_by_themselves(precision: str, folder: 
     """For either library, whether the tower is in fp32 or, as in a bundle of 4 bits, in fp16."""
     openvino = pytest.importorskip("openvino")
     sides("q-zoom-gate", precision, folder)
-    spec = KINDS["q-zoom-gate"]
+    layers = qwen_vision_of(KINDS["q-zoom-gate"]).layers
     for library in ("onnxruntime", "openvino"):
         found = optimize_bundle(folder / f"q-zoom-gate-{precision}", library=library, threads=1)
         path = found.folder / found.manifest.graphs["vision"]
@@ -121,7 +122,6 @@ def test_the_parts_of_a_product_are_saved_by_themselves(precision: str, folder: 
                 step.get_type_name() == "MatMul" and step.input_value(1).get_node().get_type_name() == "Constant"
                 for step in steps
             )
-        layers = spec.vision.layers
         assert products == 1 + 5 * layers + 2, f"{library}: queries, out, gate, up and down of each layer"
         assert len(splits) <= 3 * layers, f"{library}: those of attention alone"
 

@@ -361,8 +361,8 @@ class TestVisionType:
         exact, rounded = (self.results(text_bundle, "vision", kind) for kind in (None, "bf16"))
         error = np.linalg.norm(rounded - exact) / np.linalg.norm(exact)
         assert PARITY_ABS < error < BF16_TOWER_SHARE, f"bf16 differs by {error:.1e} of the tower's results"
-        taps = [self.results(text_bundle, "trunk", kind) for kind in (None, "bf16")]
-        assert np.array_equal(*taps)
+        without, beside = (self.results(text_bundle, "trunk", kind) for kind in (None, "bf16"))
+        assert np.array_equal(without, beside)
 
     @pytest.mark.parametrize(
         ("device", "cpu", "expected"),
