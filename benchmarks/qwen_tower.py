@@ -223,7 +223,7 @@ class Measured:
 
     @property
     def median_s(self) -> float:
-        """Of all starts."""
+        """The median over all starts."""
         return statistics.median(self.seconds)
 
 
@@ -262,7 +262,7 @@ def main() -> None:
     parser.add_argument("--bf16", action="store_true", help="also transformers and OpenVINO in bf16")
     parser.add_argument("--image", default="640x480", metavar="WxH")
     parser.add_argument("--image-tokens", default="256:576", metavar="LEAST:MOST")
-    parser.add_argument("--rounds", type=int, default=7, help="of every start")
+    parser.add_argument("--rounds", type=int, default=7, help="runs of each start")
     parser.add_argument("--starts", type=int, default=1)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--serve", nargs=2, metavar=("KIND", "FOLDER"), help=argparse.SUPPRESS)
