@@ -14,13 +14,16 @@ export class ResizedGrid {
     return [0, 0, ...this.imageWh];
   }
 
-  /** The source pixels under a box of cells, grown to the least side of a crop where the picture has room. */
-  boxPxFromCells([x1, y1, x2, y2]) {
+  /**
+   * The source pixels under a box of cells, grown to the least side of a crop where the picture has room. slid: also
+   * sides that did not grow are slid into the picture.
+   */
+  boxPxFromCells([x1, y1, x2, y2], slid = true) {
     const [width, height] = this.imageWh;
     const across = this.#edges(x1, x2, this.columns, width);
     const down = this.#edges(y1, y2, this.rows, height);
-    const [left, right] = grownSpan(...across, width, this.rules.least_crop_px);
-    const [top, bottom] = grownSpan(...down, height, this.rules.least_crop_px);
+    const [left, right] = grownSpan(...across, width, this.rules.least_crop_px, slid);
+    const [top, bottom] = grownSpan(...down, height, this.rules.least_crop_px, slid);
     return [left, top, right, bottom];
   }
 
@@ -69,11 +72,13 @@ export class ResizedGrid {
   }
 }
 
-/** Whole pixels: a span that is too short grows about its centre and is slid into the picture. */
-function grownSpan(low, high, length, least) {
+/** Whole pixels: a span that is too short grows about its centre; that one, and with `slid` any, is slid into the picture. */
+function grownSpan(low, high, length, least, slid) {
   const missing = f32(least - f32(high - low));
   if (missing > 0) {
     [low, high] = [f32(low - f32(missing / 2)), f32(high + f32(missing / 2))];
+  }
+  if (missing > 0 || slid) {
     if (low < 0) [low, high] = [0, f32(high - low)];
     if (high > length) [low, high] = [f32(low - f32(high - length)), length];
   }

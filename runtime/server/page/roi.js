@@ -115,7 +115,7 @@ export function decideAround({ h, w, values }, grid, { threshold, sinks, masked 
   const cells = [...fired.keys()].filter((cell) => fired[cell]);
   if (!cells.length) return { boxes: [], crops: [], leftOut: [], note: "" };
   const box = boxAround(cells, w);
-  const px = grid.boxPxFromCells(box);
+  const px = grid.boxPxFromCells(box, !masked); // Q-Zoom slides boxes, SD-RPN, which masks, does not
   let why = grid.refusal(px);
   if (why === null && masked && !keepsCells(fired, w, box, grid.cropHw(px))) {
     why = "no cell of the mask is left on the crop's grid";

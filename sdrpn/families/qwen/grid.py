@@ -42,9 +42,13 @@ class ResizedGrid:
         """All of it."""
         return 0, 0, *self.image_wh
 
-    def box_px_from_cells(self, box_cells: Sequence[int] | IntArray) -> Box:
-        """The pixels under a box of cells, grown to at least LEAST_CROP_PX a side where the picture has room."""
-        return grown_box_px(scaled_box_px(box_cells, self.hw, self.image_wh, self.budget.cell_px), self.image_wh)
+    def box_px_from_cells(self, box_cells: Sequence[int] | IntArray, *, slid: bool = True) -> Box:
+        """The pixels under a box of cells, grown to at least LEAST_CROP_PX a side where the picture has room.
+
+        Args: slid: see `grown_box_px`
+        """
+        scaled = scaled_box_px(box_cells, self.hw, self.image_wh, self.budget.cell_px)
+        return grown_box_px(scaled, self.image_wh, slid=slid)
 
     def box_cells_from_px(self, box_xyxy_px: Sequence[int] | IntArray) -> Box:
         """See `ImageGrid`. Whole-number arithmetic: an edge on a cell's border stays on it."""
@@ -70,23 +74,30 @@ def scaled_box_px(
     return scaled
 
 
-def grown_box_px(box_xyxy: Float32, image_wh: tuple[int, int], least_px: int = LEAST_CROP_PX) -> Box:
+def grown_box_px(
+    box_xyxy: Float32, image_wh: tuple[int, int], least_px: int = LEAST_CROP_PX, *, slid: bool = True
+) -> Box:
     """Whole pixels of a box: a side shorter than `least_px` grows about its centre and is slid into the picture.
 
     Edges are cut off after the point, as the official code does it. With `least_px` of 0, which is SD-RPN's, a box may
     have no pixels.
+
+    Args:
+        slid: also a side that did not grow is slid into the picture, as Q-Zoom does it. float32 can put its last edge
+            beyond the picture by a fraction of a thousandth, which costs a first edge at a whole pixel that pixel.
     """
     (left, right), (top, bottom) = (
-        _grown_span(box_xyxy[axis], box_xyxy[axis + 2], length, least_px) for axis, length in enumerate(image_wh)
+        _grown_span(box_xyxy[axis], box_xyxy[axis + 2], length, least_px, slid) for axis, length in enumerate(image_wh)
     )
     return left, top, right, bottom
 
 
-def _grown_span(low: np.float32, high: np.float32, length: int, least_px: int) -> tuple[int, int]:
+def _grown_span(low: np.float32, high: np.float32, length: int, least_px: int, slid: bool) -> tuple[int, int]:
     end = np.float32(length)
     missing = np.float32(least_px) - (high - low)
     if missing > 0:
         low, high = low - missing / np.float32(2), high + missing / np.float32(2)
+    if missing > 0 or slid:
         if low < 0:
             low, high = np.float32(0), high - low
         if high > end:

@@ -37,7 +37,7 @@ def decide_zoom(logits: Float32, keep: Bool, grid: ResizedGrid, threshold: float
     if box is None:
         note = f"nothing inserted: no cell is above {threshold:.3g}, the highest is {float(blurred.max()):.3g}"
         return RoiDecision(np.empty((0, 4), np.int64), (), note, blurred)
-    boxes, box_px = np.array([box], np.int64), grid.box_px_from_cells(box)
+    boxes, box_px = np.array([box], np.int64), grid.box_px_from_cells(box, slid=scheme == "q-zoom")
     size = box_px[2] - box_px[0], box_px[3] - box_px[1]
     if not grid.budget.accepts(size):
         note = f"nothing inserted: the region is {size[0]} x {size[1]} px, which is too small or too long to be resized"

@@ -13,6 +13,7 @@ from sdrpn.errors import BadImage, BadInput
 from sdrpn.families.qwen.grid import ResizedGrid, grown_box_px, scaled_box_px
 from sdrpn.families.qwen.resize import MOST_RATIO, PixelBudget
 from sdrpn.families.qwen.vision_spec import with_image_tokens
+from sdrpn.method.grids import Box
 from tests.families.qwen.official import map_cases, resize_cases, vision_3, vision_25
 
 
@@ -39,7 +40,37 @@ def test_boxes_in_pixels_are_the_official_ones(scheme: str, least_px: int) -> No
             expected = case.facts.get(f"box_px_{cell}")
             if expected is not None:
                 scaled = scaled_box_px(case.facts["box_cells"], hw, case.image_wh, cell)
-                assert grown_box_px(scaled, case.image_wh, least_px) == tuple(expected), case.facts
+                found = grown_box_px(scaled, case.image_wh, least_px, slid=scheme == "qzoom")
+                assert found == tuple(expected), case.facts
+
+
+@pytest.mark.parametrize(
+    ("cell_px", "hw", "image_wh", "box_cells", "slid", "official"),
+    [
+        (32, (55, 25), (1945, 1774), (5, 12, 25, 38), (388, 387, 1945, 1225), (389, 387, 1945, 1225)),
+        (28, (40, 27), (1872, 3687), (12, 26, 27, 28), (831, 2396, 1872, 2580), (832, 2396, 1872, 2580)),
+        (28, (21, 3), (1872, 886), (2, 3, 3, 17), (1247, 126, 1872, 717), (1248, 126, 1872, 717)),
+        (28, (59, 52), (52, 32), (16, 45, 52, 47), (15, 3, 52, 32), None),  # its height grows as well
+    ],
+)
+def test_a_box_that_float32_puts_beyond_the_picture(
+    cell_px: int,
+    hw: tuple[int, int],
+    image_wh: tuple[int, int],
+    box_cells: Box,
+    slid: Box,
+    official: Box | None,
+) -> None:
+    """Q-Zoom slides every box back, which may cost its first edge a pixel; SD-RPN cuts it off at the border.
+
+    Figures are those of the official code for each, in PyTorch.
+    """
+    scaled = scaled_box_px(box_cells, hw, image_wh, cell_px)
+    assert scaled[2] > image_wh[0]
+    assert grown_box_px(scaled, image_wh) == slid
+    if official is not None:
+        assert grown_box_px(scaled, image_wh, 0, slid=False) == official
+        assert grown_box_px(scaled, image_wh, slid=False) == official
 
 
 def test_a_picture_smaller_than_a_cell() -> None:

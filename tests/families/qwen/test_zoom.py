@@ -170,6 +170,17 @@ def test_both_families_grow_boxes_to_28_pixels() -> None:
         assert (left, bottom) == (0, 80)
 
 
+@pytest.mark.parametrize(("scheme", "left"), [("q-zoom", 127), ("sd-rpn", 128)])
+def test_a_box_at_the_right_border_begins_where_the_official_one_does(scheme: Scheme, left: int) -> None:
+    """float32 puts the last of 15 columns of 960 pixels beyond them: Q-Zoom slides the box back, SD-RPN does not."""
+    grid = vision_25(16, 120).grid((960, 509))
+    logits = np.full(grid.hw, -20, np.float32)
+    logits[2:5, 3:] = 20
+    decision = decide_zoom(logits, np.ones(grid.hw, np.bool_), grid, 0.05, scheme)
+    assert decision.crops[0].box_cells == (2, 1, 15, 6)
+    assert decision.crops[0].box_xyxy_px == (left, 72, 960, 436)
+
+
 def _size_of(path: object) -> tuple[int, int]:
     from PIL import Image
 

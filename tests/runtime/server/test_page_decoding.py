@@ -231,10 +231,11 @@ RESIZED = """
 import { readFileSync } from "node:fs";
 const { ResizedGrid } = await import(`${process.argv[1]}/resized.js`);
 const cases = JSON.parse(readFileSync(0));
-console.log(JSON.stringify(cases.map(({ imageWh, hw, cells, box, px }) => {
+console.log(JSON.stringify(cases.map(({ imageWh, hw, cells, box, px, slid }) => {
   const grid = new ResizedGrid(imageWh, hw, cells);
   const why = grid.refusal(px);
-  return { px: grid.boxPxFromCells(box), box: grid.boxCellsFromPx(px), why, hw: why === null ? grid.cropHw(px) : null };
+  const cropHw = why === null ? grid.cropHw(px) : null;
+  return { px: grid.boxPxFromCells(box, slid), box: grid.boxCellsFromPx(px), why, hw: cropHw };
 })));
 """
 
@@ -254,13 +255,15 @@ def test_cells_of_resized_pictures(kind: str) -> None:
             px = left, top, right, min(top + 1, image_wh[1])
         size = px[2] - px[0], px[3] - px[1]
         cells = family.map_rules(spec, vision).to_dict()["cells"]
-        cases.append({"imageWh": image_wh, "hw": grid.hw, "cells": cells, "box": (x1, y1, x2, y2), "px": px})
+        slid = bool(generator.random() < 0.5)
+        case = {"imageWh": image_wh, "hw": grid.hw, "cells": cells, "box": (x1, y1, x2, y2), "px": px, "slid": slid}
+        cases.append(case)
         why = None
         if not budget.accepts(size):
             why = f"the region is {size[0]} x {size[1]} px, which is too small or too long to be resized"
         expected.append(
             {
-                "px": grid.box_px_from_cells((x1, y1, x2, y2)),
+                "px": grid.box_px_from_cells((x1, y1, x2, y2), slid=slid),
                 "box": grid.box_cells_from_px(px),
                 "why": why,
                 "hw": None if why else grid.crop_hw(px),
@@ -268,6 +271,14 @@ def test_cells_of_resized_pictures(kind: str) -> None:
         )
     assert decoded(cases, RESIZED) == json.loads(json.dumps(expected))
     assert 20 < sum(each["why"] is not None for each in expected) < 1400
+
+
+def test_a_box_that_float32_puts_beyond_the_picture() -> None:
+    """With and without a slide back."""
+    cells = {"cell_px": 32, "least_crop_px": 28, "least_px": 0, "most_px": 2**28, "smallest_side_px": 1}
+    case = {"imageWh": (1945, 1774), "hw": (55, 25), "cells": {**cells, "most_ratio": 200}, "box": (5, 12, 25, 38)}
+    found = decoded([{**case, "px": (0, 0, 64, 64), "slid": slid} for slid in (True, False)], RESIZED)
+    assert [each["px"] for each in found] == [[388, 387, 1945, 1225], [389, 387, 1945, 1225]]
 
 
 def test_every_number_is_read() -> None:
