@@ -247,7 +247,7 @@ def test_cells_of_resized_pictures(kind: str) -> None:
     family, cases, expected = family_of(spec), [], []
     for _ in range(1500):
         vision, image_wh = random_look(generator, spec)
-        grid, budget = vision.grid(image_wh), qwen_vision_of(vision).budget
+        grid, budget = qwen_vision_of(vision).grid(image_wh), qwen_vision_of(vision).budget
         (x1, x2), (y1, y2) = (sorted(generator.choice(side + 1, 2, False).tolist()) for side in grid.hw[::-1])
         (left, right), (top, bottom) = (sorted(generator.choice(side + 1, 2, False).tolist()) for side in image_wh)
         px = left, top, right, bottom
