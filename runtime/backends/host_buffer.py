@@ -19,7 +19,9 @@ __all__ = ["HostBuffer"]
 # From this size on memory is mapped, and goes back to the system when it is freed. An allocator keeps what it gave:
 # between caches that grow one after the other it would leave holes, up to a third of them.
 _MAPPED_BYTES = 1 << 16
-_HUGE_BYTES = 4 << 20  # from here on, as NumPy does, ask for large pages: a cache is read from end to end
+# From here on ask for large pages, since a cache is read from end to end: neighbours are one mapping to the system, so
+# that it can give them also to caches that are smaller than two of these pages.
+_HUGE_BYTES = 1 << 20
 
 
 class HostBuffer:

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <memory>
 #include <vector>
 
 #include "half.h"
@@ -44,10 +45,10 @@ void attend(const AttentionJob& job, int threads, const char* instructions) {
     const int group = job.heads / job.kv_heads;
     const int parts = std::min(job.kv_heads, threads == 1 ? 1 : threads * kPartsPerThread);
     // Room for the scores of every part, and their sums; a task must not run out of memory.
-    std::vector<std::vector<float>> room(static_cast<size_t>(job.batch) * parts);
+    std::vector<std::unique_ptr<float[]>> room(static_cast<size_t>(job.batch) * parts);
     for (int number = 0; number < job.batch * parts; ++number) {
         const int64_t heads = job.kv_heads / parts + 1, rows = job.past[number / parts] + 1 + 2 * kPageRows;
-        room[number].resize(heads * group * (rows + 1));
+        room[number].reset(new float[heads * group * (rows + 1)]);  // whose content does not matter
     }
     const auto task = [&](int number) {
         const int sequence = number / parts, part = number % parts, past = job.past[sequence];
@@ -61,7 +62,7 @@ void attend(const AttentionJob& job, int threads, const char* instructions) {
         }
         const int seen = job.window == 0 || job.window > past ? past + 1 : job.window;
         const int64_t queries = static_cast<int64_t>(heads) * group;
-        float* scores = room[number].data();
+        float* scores = room[number].get();
         const HeadsOfKeys of{numbers_at(job.keys, first, job.half),
                              numbers_at(job.values, first, job.half),
                              block,

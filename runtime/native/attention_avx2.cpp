@@ -1,4 +1,4 @@
-// Attention for x86-64 with AVX2 and F16C; see products_avx2.cpp.
+// Attention for x86-64 with AVX2, FMA and F16C; see products_avx2.cpp.
 #include <immintrin.h>
 
 #include "attention.h"
@@ -13,6 +13,9 @@ struct Vector {
 inline Vector operator+(Vector a, Vector b) { return {_mm256_add_ps(a.low, b.low), _mm256_add_ps(a.high, b.high)}; }
 inline Vector operator-(Vector a, Vector b) { return {_mm256_sub_ps(a.low, b.low), _mm256_sub_ps(a.high, b.high)}; }
 inline Vector operator*(Vector a, Vector b) { return {_mm256_mul_ps(a.low, b.low), _mm256_mul_ps(a.high, b.high)}; }
+inline Vector multiplied_and_added(Vector a, Vector b, Vector c) {
+    return {_mm256_fmadd_ps(a.low, b.low, c.low), _mm256_fmadd_ps(a.high, b.high, c.high)};
+}
 inline Vector zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
 inline Vector all(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
 inline Vector load(const float* from) { return {_mm256_loadu_ps(from), _mm256_loadu_ps(from + 8)}; }
@@ -41,16 +44,18 @@ inline __m256 power_of_two(__m256 v) {
 }
 inline Vector power_of_two(Vector v) { return {power_of_two(v.low), power_of_two(v.high)}; }
 
-inline __m128 quarter_of(Vector v) {
-    const __m256 half = _mm256_add_ps(v.low, v.high);
-    return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+inline __m256 fours_of(__m256 a, __m256 b, __m256 c, __m256 d) {
+    const __m256 of_a_b = _mm256_add_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));  // a0 + a2, b0 + b2, a1 + a3, ..
+    const __m256 of_c_d = _mm256_add_ps(_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));
+    return _mm256_add_ps(_mm256_shuffle_ps(of_a_b, of_c_d, _MM_SHUFFLE(1, 0, 1, 0)),
+                         _mm256_shuffle_ps(of_a_b, of_c_d, _MM_SHUFFLE(3, 2, 3, 2)));
 }
 
 inline void sums_of(const Vector vectors[4], float sums[4]) {
-    __m128 a = quarter_of(vectors[0]), b = quarter_of(vectors[1]);
-    __m128 c = quarter_of(vectors[2]), d = quarter_of(vectors[3]);
-    _MM_TRANSPOSE4_PS(a, b, c, d);
-    _mm_storeu_ps(sums, _mm_add_ps(_mm_add_ps(a, c), _mm_add_ps(b, d)));
+    const __m256 low = fours_of(vectors[0].low, vectors[1].low, vectors[2].low, vectors[3].low);
+    const __m256 high = fours_of(vectors[0].high, vectors[1].high, vectors[2].high, vectors[3].high);
+    const __m256 eights = _mm256_add_ps(low, high);
+    _mm_storeu_ps(sums, _mm_add_ps(_mm256_castps256_ps128(eights), _mm256_extractf128_ps(eights, 1)));
 }
 
 #include "attention_loop.h"

@@ -13,6 +13,9 @@ struct Vector {
 inline Vector operator+(Vector a, Vector b) { return {_mm512_add_ps(a.value, b.value)}; }
 inline Vector operator-(Vector a, Vector b) { return {_mm512_sub_ps(a.value, b.value)}; }
 inline Vector operator*(Vector a, Vector b) { return {_mm512_mul_ps(a.value, b.value)}; }
+inline Vector multiplied_and_added(Vector a, Vector b, Vector c) {
+    return {_mm512_fmadd_ps(a.value, b.value, c.value)};
+}
 inline Vector zero() { return {_mm512_setzero_ps()}; }
 inline Vector all(float x) { return {_mm512_set1_ps(x)}; }
 inline Vector load(const float* from) { return {_mm512_loadu_ps(from)}; }
@@ -32,17 +35,15 @@ inline Vector power_of_two(Vector v) {
     return {_mm512_castsi512_ps(_mm512_slli_epi32(exponent, 23))};
 }
 
-inline __m128 quarter_of(Vector v) {
-    const __m512d both = _mm512_castps_pd(v.value);
-    const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(v.value), _mm256_castpd_ps(_mm512_extractf64x4_pd(both, 1)));
-    return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
-}
-
 inline void sums_of(const Vector vectors[4], float sums[4]) {
-    __m128 a = quarter_of(vectors[0]), b = quarter_of(vectors[1]);
-    __m128 c = quarter_of(vectors[2]), d = quarter_of(vectors[3]);
-    _MM_TRANSPOSE4_PS(a, b, c, d);
-    _mm_storeu_ps(sums, _mm_add_ps(_mm_add_ps(a, c), _mm_add_ps(b, d)));
+    const __m512 a = vectors[0].value, b = vectors[1].value, c = vectors[2].value, d = vectors[3].value;
+    const __m512 of_a_b = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));  // a0 + a2, b0 + b2, a1 + a3, ..
+    const __m512 of_c_d = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+    const __m512 fours = _mm512_add_ps(_mm512_shuffle_ps(of_a_b, of_c_d, _MM_SHUFFLE(1, 0, 1, 0)),
+                                       _mm512_shuffle_ps(of_a_b, of_c_d, _MM_SHUFFLE(3, 2, 3, 2)));
+    const __m256 upper = _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(fours), 1));
+    const __m256 eights = _mm256_add_ps(_mm512_castps512_ps256(fours), upper);
+    _mm_storeu_ps(sums, _mm_add_ps(_mm256_castps256_ps128(eights), _mm256_extractf128_ps(eights, 1)));
 }
 
 #include "attention_loop.h"

@@ -1,9 +1,10 @@
 // The arithmetic of attention, over vectors of kVector floats. A file that includes it defines before, in the same
 // unnamed namespace, so that nothing here is shared with files compiled for other processors:
 //   Vector, zero(), all(x), load(const float*), load(const uint16_t*), store(float*, v), a + b, a - b, a * b,
-//   larger(a, b), where_above(x, least, v), v where x is above and 0 elsewhere,
-//   power_of_two(v) for whole numbers from -126 on, nearest(v), sums_of(const Vector[4], float[4])
-// where a sum of the numbers of a vector is that of halves: of i and i + 8, of those i and i + 4, and so on.
+//   multiplied_and_added(a, b, c) = a * b + c, rounded once, larger(a, b),
+//   where_above(x, least, v), v where x is above and 0 elsewhere,
+//   power_of_two(v) for whole numbers from -126 on, nearest(v), sums_of(const Vector[4], float[4]), where
+//   four neighbouring numbers are added up as (0 + 2) + (1 + 3), and then their sums in the same way.
 
 constexpr float kLeastExponent = -87.0f;  // below it e^x counts as 0
 constexpr float kMinusInfinity = -__builtin_inff();
@@ -27,7 +28,7 @@ Vector exponential(Vector x) {
     const Vector r = bounded - n * all(0.693145752f) - n * all(1.42860677e-6f);
     Vector series = all(1.0f / 720.0f);
     constexpr float kTerms[] = {1.0f / 120.0f, 1.0f / 24.0f, 1.0f / 6.0f, 0.5f, 1.0f, 1.0f};
-    for (const float term : kTerms) series = series * r + all(term);
+    for (const float term : kTerms) series = multiplied_and_added(series, r, all(term));
     return where_above(x, kLeastExponent, series * power_of_two(n));
 }
 
@@ -39,7 +40,8 @@ void score_block(const HeadsOfKeys& job, const Stored* keys, const float* query,
         for (int channel = 0; channel < job.width; channel += kVector) {
             const Vector part = load(query + channel);
             for (int each = 0; each < kTogether; ++each) {
-                sums[each] = sums[each] + load(keys + static_cast<int64_t>(each) * job.width + channel) * part;
+                const Vector key = load(keys + static_cast<int64_t>(each) * job.width + channel);
+                sums[each] = multiplied_and_added(key, part, sums[each]);
             }
         }
         float four[kTogether];
@@ -76,7 +78,9 @@ void add_block(const HeadsOfKeys& job, const Stored* values, const float* weight
         for (int row = from; row < to; ++row) {
             const Stored* at = values + static_cast<int64_t>(row) * job.width + channel;
             const Vector weight = all(weights[row]);
-            for (int each = 0; each < vectors; ++each) sums[each] = sums[each] + load(at + each * kVector) * weight;
+            for (int each = 0; each < vectors; ++each) {
+                sums[each] = multiplied_and_added(load(at + each * kVector), weight, sums[each]);
+            }
         }
         for (int each = 0; each < vectors; ++each) store(out + channel + each * kVector, sums[each]);
     }

@@ -27,6 +27,9 @@ Vector operator-(const Vector& a, const Vector& b) {
 Vector operator*(const Vector& a, const Vector& b) {
     return made_of([&](int i) { return a.values[i] * b.values[i]; });
 }
+Vector multiplied_and_added(const Vector& a, const Vector& b, const Vector& c) {
+    return made_of([&](int i) { return std::fma(a.values[i], b.values[i], c.values[i]); });
+}
 Vector all(float x) {
     return made_of([&](int) { return x; });
 }
@@ -54,12 +57,11 @@ Vector power_of_two(const Vector& v) {
 }
 
 void sums_of(const Vector vectors[4], float sums[4]) {
+    const auto four = [](const float* v) { return (v[0] + v[2]) + (v[1] + v[3]); };
     for (int vector = 0; vector < 4; ++vector) {
-        Vector v = vectors[vector];
-        for (int width = kVector / 2; width > 0; width /= 2) {
-            for (int i = 0; i < width; ++i) v.values[i] += v.values[i + width];
-        }
-        sums[vector] = v.values[0];
+        const float* v = vectors[vector].values;
+        const float fours[4] = {four(v), four(v + 4), four(v + 8), four(v + 12)};
+        sums[vector] = four(fours);
     }
 }
 

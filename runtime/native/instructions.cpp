@@ -7,7 +7,9 @@ namespace sdrpn {
 bool has_instructions(const char* name) {
     if (std::strcmp(name, kPlain) == 0) return true;
 #ifdef SDRPN_X86_STEPS
-    if (std::strcmp(name, kAvx2) == 0) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c");
+    if (std::strcmp(name, kAvx2) == 0) {
+        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    }
     if (std::strcmp(name, kAvx512) == 0) {
         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                __builtin_cpu_supports("avx512vnni");

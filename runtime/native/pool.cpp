@@ -94,7 +94,11 @@ void start_helper(const std::shared_ptr<Work>& work) {
 
 }  // namespace
 
-int cores() { return std::max(1, static_cast<int>(std::thread::hardware_concurrency())); }
+int cores() {
+    // The library reads a file for it: as long as a small product takes.
+    static const int found = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+    return found;
+}
 
 void share(const std::vector<Phase>& phases, int threads, const std::function<void()>& poll) {
     const auto work = std::make_shared<Work>(phases);

@@ -3,10 +3,8 @@
 #include <sys/mman.h>
 
 #include <algorithm>
-#include <cmath>
 #include <cstdlib>
 #include <cstring>
-#include <limits>
 #include <new>
 #include <utility>
 #include <vector>
@@ -19,7 +17,6 @@ namespace {
 
 constexpr size_t kAlignment = 64;
 constexpr size_t kHugePage = size_t{2} << 20;
-constexpr float kLeast = 1e-36f;   // below it a block is all zeros: 127 / kLeast is finite
 constexpr int kTasksPerThread = 4;  // so that a thread that is held up leaves its share to the others
 
 template <typename Value>
@@ -71,44 +68,20 @@ void pack_words(const uint16_t* from, int rows, int columns, int first, uint16_t
     }
 }
 
-// One block in 8 bits, to the nearest code.
-void code_block(const float* from, int count, int8_t* codes, float& scale, int32_t& sum) {
-    float most = 0.0f;
-    bool finite = true;
-    for (int i = 0; i < count; ++i) {
-        const float size = std::fabs(from[i]);
-        most = std::max(most, size);
-        finite &= size <= std::numeric_limits<float>::max();
-    }
-    sum = 0;
-    if (!finite || most < kLeast) {
-        std::memset(codes, 0, count);
-        scale = finite ? 0.0f : std::numeric_limits<float>::quiet_NaN();
-        return;
-    }
-    scale = most / 127.0f;
-    const float inverse = 127.0f / most;
-    for (int i = 0; i < count; ++i) {
-        const int code = static_cast<int>(std::nearbyintf(from[i] * inverse));
-        codes[i] = static_cast<int8_t>(std::clamp(code, -127, 127));
-        sum += codes[i];
-    }
-}
-
 struct RowBuffers {
     std::vector<int8_t> codes;
     std::vector<float> scales;
     std::vector<int32_t> sums;
 };
 
-RowBuffers code_rows(const Tiles& matrix, const float* rows, int count) {
+RowBuffers code_rows(const ProductLoops& loops, const Tiles& matrix, const float* rows, int count) {
     const int blocks = matrix.inputs / matrix.block;
     RowBuffers made{std::vector<int8_t>(static_cast<size_t>(count) * matrix.inputs),
                     std::vector<float>(static_cast<size_t>(count) * blocks),
                     std::vector<int32_t>(static_cast<size_t>(count) * blocks)};
     for (int block = 0; block < count * blocks; ++block) {
         const int64_t start = static_cast<int64_t>(block) * matrix.block;
-        code_block(rows + start, matrix.block, made.codes.data() + start, made.scales[block], made.sums[block]);
+        loops.code(rows + start, matrix.block, made.codes.data() + start, made.scales[block], made.sums[block]);
     }
     return made;
 }
@@ -154,7 +127,7 @@ void multiply(const Matrix& matrix, const float* rows, int count, float* out, in
     const ProductLoops loops = loops_of(instructions);
     const Tiles& tiles = matrix.tiles;
     const bool coded = matrix.code != Code::kHalf;
-    const RowBuffers codes = coded ? code_rows(tiles, rows, count) : RowBuffers{};
+    const RowBuffers codes = coded ? code_rows(loops, tiles, rows, count) : RowBuffers{};
     const int blocks = coded ? tiles.inputs / tiles.block : 0;
     const int tasks = threads == 1 ? 1 : std::min(matrix.count, threads * kTasksPerThread);
     const auto task = [&](int number) {

@@ -9,6 +9,7 @@ namespace sdrpn {
 
 constexpr int kTile = 16;        // columns that are computed together
 constexpr int kRowsTogether = 4; // of the left side, for one reading of the matrix
+constexpr float kLeast = 1e-36f; // a block in 8 bits whose largest number is below it is all zeros: 127 / kLeast is finite
 constexpr int kStep = 8;         // numbers of a column whose codes in 4 bits are in one group of 64 bytes
 
 enum class Code { kInt4, kInt8, kHalf };
@@ -55,9 +56,12 @@ struct Part {
     float* out;
 };
 
-// One version for each instruction set; all give the same bits. A sum is taken block by block in whole numbers, and over
-// the blocks in the order of the inputs; one of float16 in four parts, of every fourth input.
+// One version for each instruction set; all give the same bits. A block in 8 bits is coded to the nearest code, halves to
+// even; where it is all but zero, or has NaN or infinity, its codes are zeros and its scale is 0 or NaN. A sum is taken
+// block by block in whole numbers, and over the blocks in the order of the inputs; one of float16 in four parts, of every
+// fourth input. Products of floats are added with one rounding.
 struct ProductLoops {
+    void (*code)(const float* numbers, int count, int8_t* codes, float& scale, int32_t& sum);
     void (*int4)(const Part& part, const CodedRows& rows);
     void (*int8)(const Part& part, const CodedRows& rows);
     void (*half)(const Part& part, const float* rows);

@@ -1,8 +1,9 @@
-// For x86-64 with AVX2 and F16C: compiled for it, and called only where the processor has it. Everything has internal
+// For x86-64 with AVX2, FMA and F16C: compiled for it, and called only where the processor has it. Everything has internal
 // linkage, so that the linker cannot use code compiled for it in other files.
 #include <immintrin.h>
 
 #include <cstring>
+#include <limits>
 
 #include "products.h"
 
@@ -40,6 +41,47 @@ __m256i four_of(const int8_t* codes) {
 // The sums of four products: codes from 0 to 15, so that sums of two fit in 16 bits.
 __m256i sums_of(__m256i codes, __m256i left) {
     return _mm256_madd_epi16(_mm256_maddubs_epi16(codes, left), _mm256_set1_epi16(1));
+}
+
+void code(const float* numbers, int count, int8_t* codes, float& scale, int32_t& sum) {
+    const __m256 sign = _mm256_set1_ps(-0.0f), finite = _mm256_set1_ps(std::numeric_limits<float>::max());
+    // A block is a multiple of 4 numbers long; zeros behind it change nothing.
+    const auto load = [&](int i) {
+        const __m128 first = _mm_loadu_ps(numbers + i);
+        return _mm256_set_m128(i + 4 < count ? _mm_loadu_ps(numbers + i + 4) : _mm_setzero_ps(), first);
+    };
+    __m256 largest = _mm256_setzero_ps(), strange = _mm256_setzero_ps();
+    for (int i = 0; i < count; i += kLanes) {
+        const __m256 size = _mm256_andnot_ps(sign, load(i));
+        largest = _mm256_max_ps(largest, size);
+        strange = _mm256_or_ps(strange, _mm256_cmp_ps(size, finite, _CMP_NLE_UQ));
+    }
+    float each[kLanes];
+    _mm256_storeu_ps(each, largest);
+    float most = 0.0f;
+    for (const float size : each) most = size > most ? size : most;
+    const bool usual = _mm256_movemask_ps(strange) == 0;
+    sum = 0;
+    if (!usual || most < kLeast) {
+        std::memset(codes, 0, count);
+        scale = usual ? 0.0f : std::numeric_limits<float>::quiet_NaN();
+        return;
+    }
+    scale = most / 127.0f;
+    const __m256 inverse = _mm256_set1_ps(127.0f / most);
+    const __m256i bound = _mm256_set1_epi32(127), lower = _mm256_set1_epi32(-127);
+    __m256i total = _mm256_setzero_si256();
+    for (int i = 0; i < count; i += kLanes) {
+        const __m256i wide = _mm256_cvtps_epi32(_mm256_mul_ps(load(i), inverse));
+        const __m256i nearest = _mm256_max_epi32(_mm256_min_epi32(wide, bound), lower);
+        total = _mm256_add_epi32(total, nearest);
+        const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(nearest), _mm256_extracti128_si256(nearest, 1));
+        const __m128i bytes = _mm_packs_epi16(words, words);
+        std::memcpy(codes + i, &bytes, count - i < kLanes ? count - i : kLanes);
+    }
+    int32_t sums[kLanes];
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(sums), total);
+    for (const int32_t part : sums) sum += part;
 }
 
 struct Sums {
@@ -84,7 +126,7 @@ void coded_rows(const Part& part, const CodedRows& rows) {
                 const __m256i high = kBits == 4 ? sums[row].high : _mm256_slli_epi32(sums[row].high, 4);
                 const __m256 sum = _mm256_cvtepi32_ps(_mm256_add_epi32(sums[row].low, high));
                 const __m256 left = _mm256_set1_ps(rows.scales[static_cast<int64_t>(row) * blocks + block]);
-                result[row] = _mm256_add_ps(result[row], _mm256_mul_ps(_mm256_mul_ps(sum, left), scale));
+                result[row] = _mm256_fmadd_ps(_mm256_mul_ps(sum, left), scale, result[row]);
             }
         }
         for (int row = 0; row < kRows; ++row) store(part, row, number * kLanes, result[row]);
@@ -106,7 +148,7 @@ void half_rows(const Part& part, const float* rows) {
             const __m256 column = floats_of(numbers + static_cast<int64_t>(input) * kTile);
             for (int row = 0; row < kRows; ++row) {
                 const __m256 left = _mm256_set1_ps(rows[static_cast<int64_t>(row) * matrix.inputs + input]);
-                sums[row][quarter] = _mm256_add_ps(sums[row][quarter], _mm256_mul_ps(column, left));
+                sums[row][quarter] = _mm256_fmadd_ps(column, left, sums[row][quarter]);
             }
         };
         int input = 0;
@@ -136,6 +178,6 @@ void half(const Part& part, const float* rows) {
 
 }  // namespace
 
-ProductLoops avx2_product_loops() { return {coded<4>, coded<8>, half}; }
+ProductLoops avx2_product_loops() { return {code, coded<4>, coded<8>, half}; }
 
 }  // namespace sdrpn

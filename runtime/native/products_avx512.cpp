@@ -3,6 +3,7 @@
 #include <immintrin.h>
 
 #include <cstring>
+#include <limits>
 
 #include "products.h"
 
@@ -22,10 +23,12 @@ __m512 floats_of(const uint16_t* halves) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(halves)));
 }
 
+// Those of the numbers that are left.
+__mmask16 lanes_of(int left) { return static_cast<__mmask16>(left >= kTile ? 0xffff : (1 << left) - 1); }
+
 void store(const Part& part, int row, int tile, __m512 values) {
     const int left = part.matrix.columns - tile * kTile;
-    const auto there = static_cast<__mmask16>(left >= kTile ? 0xffff : (1 << left) - 1);
-    _mm512_mask_storeu_ps(part.out + static_cast<int64_t>(row) * part.matrix.columns + tile * kTile, there, values);
+    _mm512_mask_storeu_ps(part.out + static_cast<int64_t>(row) * part.matrix.columns + tile * kTile, lanes_of(left), values);
 }
 
 // Four codes of a row, for each column.
@@ -33,6 +36,35 @@ __m512i four_of(const int8_t* codes) {
     int32_t four;
     __builtin_memcpy(&four, codes, sizeof four);
     return _mm512_set1_epi32(four);
+}
+
+void code(const float* numbers, int count, int8_t* codes, float& scale, int32_t& sum) {
+    __m512 largest = _mm512_setzero_ps();
+    __mmask16 strange = 0;
+    for (int i = 0; i < count; i += 16) {
+        const __m512 size = _mm512_abs_ps(_mm512_maskz_loadu_ps(lanes_of(count - i), numbers + i));
+        largest = _mm512_max_ps(largest, size);
+        strange |= _mm512_cmp_ps_mask(size, _mm512_set1_ps(std::numeric_limits<float>::max()), _CMP_NLE_UQ);
+    }
+    const float most = _mm512_reduce_max_ps(largest);
+    sum = 0;
+    if (strange != 0 || most < kLeast) {
+        std::memset(codes, 0, count);
+        scale = strange == 0 ? 0.0f : std::numeric_limits<float>::quiet_NaN();
+        return;
+    }
+    scale = most / 127.0f;
+    const __m512 inverse = _mm512_set1_ps(127.0f / most);
+    const __m512i bound = _mm512_set1_epi32(127), lower = _mm512_set1_epi32(-127);
+    __m512i total = _mm512_setzero_si512();
+    for (int i = 0; i < count; i += 16) {
+        const __mmask16 there = lanes_of(count - i);
+        const __m512 wide = _mm512_mul_ps(_mm512_maskz_loadu_ps(there, numbers + i), inverse);
+        const __m512i nearest = _mm512_max_epi32(_mm512_min_epi32(_mm512_cvtps_epi32(wide), bound), lower);
+        total = _mm512_add_epi32(total, nearest);
+        _mm512_mask_cvtepi32_storeu_epi8(codes + i, there, nearest);
+    }
+    sum = _mm512_reduce_add_epi32(total);
 }
 
 template <int kRows>
@@ -66,7 +98,7 @@ void int4_rows(const Part& part, const CodedRows& rows) {
             for (int row = 0; row < kRows; ++row) {
                 const __m512 sum = _mm512_cvtepi32_ps(_mm512_add_epi32(even[row], odd[row]));
                 const __m512 left = _mm512_set1_ps(rows.scales[static_cast<int64_t>(row) * blocks + block]);
-                result[row] = _mm512_add_ps(result[row], _mm512_mul_ps(_mm512_mul_ps(sum, left), scale));
+                result[row] = _mm512_fmadd_ps(_mm512_mul_ps(sum, left), scale, result[row]);
             }
         }
         for (int row = 0; row < kRows; ++row) store(part, row, number, result[row]);
@@ -99,7 +131,7 @@ void int8_rows(const Part& part, const CodedRows& rows) {
             for (int row = 0; row < kRows; ++row) {
                 const __m512 left = _mm512_set1_ps(rows.scales[static_cast<int64_t>(row) * blocks + block]);
                 const __m512 sum = _mm512_mul_ps(_mm512_cvtepi32_ps(sums[row]), left);
-                result[row] = _mm512_add_ps(result[row], _mm512_mul_ps(sum, scale));
+                result[row] = _mm512_fmadd_ps(sum, scale, result[row]);
             }
         }
         for (int row = 0; row < kRows; ++row) store(part, row, number, result[row]);
@@ -119,7 +151,7 @@ void half_rows(const Part& part, const float* rows) {
             const __m512 column = floats_of(numbers + static_cast<int64_t>(input) * kTile);
             for (int row = 0; row < kRows; ++row) {
                 const __m512 left = _mm512_set1_ps(rows[static_cast<int64_t>(row) * matrix.inputs + input]);
-                sums[row][quarter] = _mm512_add_ps(sums[row][quarter], _mm512_mul_ps(column, left));
+                sums[row][quarter] = _mm512_fmadd_ps(column, left, sums[row][quarter]);
             }
         };
         int input = 0;
@@ -151,6 +183,6 @@ void half(const Part& part, const float* rows) {
 
 }  // namespace
 
-ProductLoops avx512_product_loops() { return {int4, int8, half}; }
+ProductLoops avx512_product_loops() { return {code, int4, int8, half}; }
 
 }  // namespace sdrpn

@@ -1,11 +1,37 @@
 // Number by number: what the other versions are compared with, and what runs where there is none.
 #include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
 
 #include "half.h"
 #include "products.h"
 
 namespace sdrpn {
 namespace {
+
+void code(const float* numbers, int count, int8_t* codes, float& scale, int32_t& sum) {
+    float most = 0.0f;
+    bool finite = true;
+    for (int i = 0; i < count; ++i) {
+        const float size = std::fabs(numbers[i]);
+        most = std::max(most, size);
+        finite &= size <= std::numeric_limits<float>::max();
+    }
+    sum = 0;
+    if (!finite || most < kLeast) {
+        std::memset(codes, 0, count);
+        scale = finite ? 0.0f : std::numeric_limits<float>::quiet_NaN();
+        return;
+    }
+    scale = most / 127.0f;
+    const float inverse = 127.0f / most;
+    for (int i = 0; i < count; ++i) {
+        const int nearest = static_cast<int>(std::nearbyintf(numbers[i] * inverse));
+        codes[i] = static_cast<int8_t>(std::clamp(nearest, -127, 127));
+        sum += codes[i];
+    }
+}
 
 // The sum of one block: `code_at` gives a code of the matrix, from 0 on, `offset` what was added to it.
 template <typename CodeAt>
@@ -25,7 +51,7 @@ void coded(const Part& part, const CodedRows& rows, int offset, CodeAt code_at) 
                            rows.codes[static_cast<int64_t>(row) * matrix.inputs + input];
                 }
                 const float scale = float_of(scales[static_cast<int64_t>(block) * kTile + column % kTile]);
-                result += static_cast<float>(sum) * rows.scales[at] * scale;
+                result = std::fma(static_cast<float>(sum) * rows.scales[at], scale, result);
             }
             part.out[static_cast<int64_t>(row) * matrix.columns + column] = result;
         }
@@ -53,8 +79,9 @@ void half(const Part& part, const float* rows) {
                 reinterpret_cast<const uint16_t*>(matrix.codes + column / kTile * matrix.tile_bytes);
             float sums[4] = {};
             for (int input = 0; input < matrix.inputs; ++input) {
-                sums[input % 4] += float_of(numbers[static_cast<int64_t>(input) * kTile + column % kTile]) *
-                                   rows[static_cast<int64_t>(row) * matrix.inputs + input];
+                float& sum = sums[input % 4];
+                sum = std::fma(float_of(numbers[static_cast<int64_t>(input) * kTile + column % kTile]),
+                               rows[static_cast<int64_t>(row) * matrix.inputs + input], sum);
             }
             part.out[static_cast<int64_t>(row) * matrix.columns + column] = (sums[0] + sums[1]) + (sums[2] + sums[3]);
         }
@@ -63,6 +90,6 @@ void half(const Part& part, const float* rows) {
 
 }  // namespace
 
-ProductLoops plain_product_loops() { return {int4, int8, half}; }
+ProductLoops plain_product_loops() { return {code, int4, int8, half}; }
 
 }  // namespace sdrpn

@@ -23,43 +23,52 @@ using Result = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 constexpr int kMostBlock = 1 << 16;       // numbers of a block: sums of 8-bit products stay below 2^31
 constexpr int64_t kMostSide = 1'000'000;  // of a matrix
 
-void require(bool right, const std::string& message) {
-    if (!right) throw std::invalid_argument(message);
+// Two sides of a shape.
+struct Sides {
+    int64_t first, second;
+};
+
+Sides sides_of(const Result& array) {
+    return {static_cast<int64_t>(array.shape(0)), static_cast<int64_t>(array.shape(1))};
 }
 
-std::string pair_of(int64_t first, int64_t second) {
-    return "(" + std::to_string(first) + ", " + std::to_string(second) + ")";
+std::string text_of(const char* text) { return text; }
+std::string text_of(int64_t number) { return std::to_string(number); }
+std::string text_of(const Sides& of) { return "(" + text_of(of.first) + ", " + text_of(of.second) + ")"; }
+
+// The message is put together from its parts only where it is needed: that takes longer than a small product.
+template <typename... Parts>
+void require(bool right, const Parts&... parts) {
+    if (!right) throw std::invalid_argument((text_of(parts) + ...));
 }
 
 void check_threads(int threads) {
     require(threads >= 1 && threads <= sdrpn::cores(),
-            "threads is " + std::to_string(threads) + "; expected 1 to " + std::to_string(sdrpn::cores()) +
-                ", the cores of this machine");
+            "threads is ", threads, "; expected 1 to ", sdrpn::cores(), ", the cores of this machine");
 }
 
 // Args: name: empty for the best ones
 const char* instructions_of(const char* name) {
     if (*name == 0) return sdrpn::best_instructions();
-    require(sdrpn::has_instructions(name), "this processor, or this build, has no instructions " + std::string(name));
+    require(sdrpn::has_instructions(name), "this processor, or this build, has no instructions ", name);
     return name;
 }
 
 class PackedMatrix {
 public:
     static PackedMatrix coded(const Bytes& codes, const Words& scales, int bits, int64_t inputs, int64_t columns) {
-        require(bits == 4 || bits == 8, "codes have " + std::to_string(bits) + " bits; expected 4 or 8");
+        require(bits == 4 || bits == 8, "codes have ", bits, " bits; expected 4 or 8");
         check_sides(inputs, columns);
         require(scales.ndim() == 2 && scales.shape(0) > 0 && static_cast<int64_t>(scales.shape(1)) == columns,
-                "scales have another shape; expected (blocks, " + std::to_string(columns) + ")");
+                "scales have another shape; expected (blocks, ", columns, ")");
         const auto blocks = static_cast<int64_t>(scales.shape(0));
         const int64_t block = inputs / blocks;
         const int least = bits == 4 ? sdrpn::kStep : 4;
         require(block * blocks == inputs && block % least == 0 && block <= kMostBlock,
-                std::to_string(inputs) + " inputs in " + std::to_string(blocks) + " blocks; expected blocks of " +
-                    std::to_string(least) + ", or several times as many");
+                inputs, " inputs in ", blocks, " blocks; expected blocks of ", least, ", or several times as many");
         const int64_t bytes = (inputs * columns * bits + 7) / 8;
         require(static_cast<int64_t>(codes.nbytes()) == bytes,
-                std::to_string(codes.nbytes()) + " bytes of codes; expected " + std::to_string(bytes));
+                codes.nbytes(), " bytes of codes; expected ", bytes);
         const auto code = bits == 4 ? sdrpn::Code::kInt4 : sdrpn::Code::kInt8;
         const nb::gil_scoped_release release;
         return PackedMatrix(sdrpn::pack(code, codes.data(), scales.data(), static_cast<int>(inputs),
@@ -76,10 +85,10 @@ public:
 
     void multiply(const Floats& rows, const Result& out, int threads, const char* instructions) const {
         require(static_cast<int>(rows.shape(1)) == matrix_.tiles.inputs,
-                "rows have " + std::to_string(rows.shape(1)) + " numbers; expected " + std::to_string(matrix_.tiles.inputs));
+                "rows have ", rows.shape(1), " numbers; expected ", matrix_.tiles.inputs);
         require(out.shape(0) == rows.shape(0) && static_cast<int>(out.shape(1)) == matrix_.tiles.columns,
-                "the result has the shape " + pair_of(out.shape(0), out.shape(1)) + "; expected " +
-                    pair_of(rows.shape(0), matrix_.tiles.columns));
+                "the result has the shape ", sides_of(out), "; expected ",
+                Sides{static_cast<int64_t>(rows.shape(0)), matrix_.tiles.columns});
         check_threads(threads);
         const char* chosen = instructions_of(instructions);
         const nb::gil_scoped_release release;
@@ -93,7 +102,7 @@ private:
 
     static void check_sides(int64_t inputs, int64_t columns) {
         require(inputs >= 1 && columns >= 1 && inputs <= kMostSide && columns <= kMostSide,
-                "a matrix of " + pair_of(inputs, columns) + "; expected sides of 1 to " + std::to_string(kMostSide));
+                "a matrix of ", Sides{inputs, columns}, "; expected sides of 1 to ", kMostSide);
     }
 
     sdrpn::Matrix matrix_;
@@ -116,8 +125,8 @@ void attend(const Floats& queries, const Floats& new_keys, const Floats& new_val
     require(batch >= 1 && pages >= batch && pages % batch == 0 && kv_heads >= 1 &&
                 keys.shape(2) == sdrpn::kPageRows && width >= sdrpn::kVector && width % sdrpn::kVector == 0 &&
                 width <= sdrpn::kWidest,
-            "caches have another shape; expected (B * blocks, H_kv, " + std::to_string(sdrpn::kPageRows) +
-                ", d) with d a multiple of " + std::to_string(sdrpn::kVector));
+            "caches have another shape; expected (B * blocks, H_kv, ", sdrpn::kPageRows, ", d) with d a multiple of ",
+            sdrpn::kVector);
     const int64_t heads = static_cast<int64_t>(queries.shape(1)) / width, blocks = pages / batch;
     const auto rows_of = [&](const auto& array, int64_t count) {
         return static_cast<int64_t>(array.shape(0)) == batch && static_cast<int64_t>(array.shape(1)) == count * width;
@@ -128,10 +137,9 @@ void attend(const Floats& queries, const Floats& new_keys, const Floats& new_val
     for (int64_t sequence = 0; sequence < batch; ++sequence) {
         const int64_t rows = past.data()[sequence];
         require(rows >= 0 && rows < blocks * sdrpn::kPageRows,
-                std::to_string(rows) + " rows before the new one; expected 0 to " +
-                    std::to_string(blocks * sdrpn::kPageRows - 1));
+                rows, " rows before the new one; expected 0 to ", blocks * sdrpn::kPageRows - 1);
     }
-    require(window >= 0, "window is " + std::to_string(window) + "; expected at least 0");
+    require(window >= 0, "window is ", window, "; expected at least 0");
     check_threads(threads);
     const char* chosen = instructions_of(instructions);
     const sdrpn::AttentionJob job{queries.data(),
