@@ -75,7 +75,8 @@ class OpenVinoBackend:
             threads, largest_matrix: see `sdrpn.host.threads.choose_threads`
             device: OpenVINO's name of it
             accurate, activation_block, kv_cache, decode_copy, vision_type: see `OpenOptions`
-        Raises: BadInput for threads out of range, a device that is not here, or a type that it cannot compute in
+        Raises: BadInput for threads out of range, a device that is not here, a type that it cannot compute in, or a copy
+            of the matrices for decode steps that nothing would read
         """
         self._accurate, self._activation_block, self._kv_cache = accurate, activation_block, kv_cache
         self._decode_copy, self._vision_type = decode_copy, vision_type
@@ -84,6 +85,8 @@ class OpenVinoBackend:
             self.device: OpenVinoDevice = device_named(self._core, device)
         if vision_type == "bf16":
             self.device.require_bf16(read_cpu())
+        if decode_copy:
+            self._require_steps()
         self.name = name
         self.on: Literal["cpu", "gpu"] = "cpu"
         self.note: str | None = None
@@ -146,7 +149,10 @@ class OpenVinoBackend:
         if self.device.paged and sum(file.stat().st_size for file in weights) >= _LARGE_BYTES:
             # Kernels pack matrices when they first run: now, before other graphs and caches are in memory.
             run_on_arrays(self, runner, trial_feeds(runner.inputs.values()))
-        self._add_steps(graph, compiled)
+        try:
+            self._add_steps(graph, compiled)
+        except Exception as error:  # as above; and memory that is not there, of the native module
+            raise _loading_error(path, error) from error
         # What kernels have packed is not read again, and what the library has freed it need not keep.
         drop_file_pages(weights)
         trim_heap()
@@ -162,6 +168,28 @@ class OpenVinoBackend:
         size = bytes_of_matrices(compiled.model) if asked else None
         if size is not None and (self._decode_copy or size <= MOST_COPIED_BYTES):
             compiled.add_steps(native)
+
+    def _require_steps(self) -> None:
+        """Raise BadInput where no graph would have decode steps of its own."""
+        if not self.device.paged:
+            raise BadInput(
+                f"decode_copy is for OpenVINO's device CPU, which has native decode steps; {self.device.name} has none: "
+                "leave it out",
+                options=("decode-copy",),
+            )
+        if native_module(STEPS_MODULE) is None:
+            raise BadInput(
+                "decode_copy needs native decode steps, which were not compiled here; leave it out, or install sdrpn "
+                "again with a C++20 compiler (`sdrpn doctor` shows what is there)",
+                options=("decode-copy",),
+            )
+        if self._accurate or self._activation_block is not None:
+            other = "accurate" if self._accurate else "activation_block"
+            raise BadInput(
+                f"decode_copy and {other} exclude each other: native decode steps round activations in the blocks of "
+                "the weights; leave one of them out",
+                options=("decode-copy", other.replace("_", "-")),
+            )
 
     def _options(self, graph: GraphInfo, codes: int | None) -> dict[str, Any]:
         """Args: codes: the fewest rows of a matrix in 4 bits that share a scale; None: there is no such matrix"""
@@ -254,6 +282,8 @@ class OpenVinoRunner:
             raise RunFailed(f"the {self.name} graph was closed; open the session again")
         try:
             return self._compiled.request(extents)
+        except SdrpnError:
+            raise
         except Exception as error:  # OpenVINO raises RuntimeError and its subclasses
             raise _loading_error(self._path, error) from error
 
@@ -422,7 +452,8 @@ def _name(port: Any, declared: Container[str]) -> str:
 
 def _loading_error(path: Path, error: Exception) -> SdrpnError:
     reason = f"{_LIBRARY} cannot load {path}: {_first_line(error)}"
-    return RunFailed(reason) if _OF_THE_MACHINE.search(str(error)) else BadBundle(f"{reason}; export the bundle again")
+    of_the_machine = isinstance(error, MemoryError) or _OF_THE_MACHINE.search(str(error))
+    return RunFailed(reason) if of_the_machine else BadBundle(f"{reason}; export the bundle again")
 
 
 def _first_line(error: BaseException) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 import openvino
 from openvino import opset15 as ops
 
-from sdrpn.errors import BadInput
+from sdrpn.errors import BadInput, RunFailed
 from sdrpn.host.machine import Cpu
 from sdrpn.host.signal_stack import signal_stack_kept
 
@@ -133,8 +133,12 @@ def _full_name(core: openvino.Core, name: str) -> str:
 
 
 def _automatic(core: openvino.Core) -> str:
-    """The device that AUTO takes for a small model, once it has decided."""
+    """The device that AUTO takes for a small model, once it has decided. Raises RunFailed where it finds none."""
     value = ops.parameter([1], np.float32)
     model = openvino.Model([ops.relu(value)], [value])
-    compiled = core.compile_model(model, AUTOMATIC_DEVICE, {"ENABLE_STARTUP_FALLBACK": False})
-    return str(compiled.get_property("EXECUTION_DEVICES")[0])
+    try:
+        compiled = core.compile_model(model, AUTOMATIC_DEVICE, {"ENABLE_STARTUP_FALLBACK": False})
+        return str(compiled.get_property("EXECUTION_DEVICES")[0])
+    except Exception as error:  # OpenVINO raises RuntimeError and its subclasses
+        reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+        raise RunFailed(f"OpenVINO's AUTO could take no device here: {reason[0].strip()}; name one, such as CPU") from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
@@ -52,17 +53,13 @@ class Doorway:
             await self._pass(scope, receive, _Passage(scope, send), notes)
 
     async def _pass(self, scope: Scope, receive: Receive, passage: _Passage, notes: dict[str, Any]) -> None:
-        held = 0
+        held = _Held()
         try:
             self._check(scope)
             body = b""
             if scope["method"] in _WITH_BODY:
-                length = self._declared(scope)
-                held = length or 0
-                self._hold(held)
-                body = await self._body(receive, length)
-                self._held_bytes += len(body) - held
-                held = len(body)
+                self._hold(held, self._declared_bytes(scope))
+                body = await self._body(receive, held)
                 if _is_json(scope):
                     await keep_json(scope["state"], body)
             await self._app(scope, _replayed(body, receive), passage.send)
@@ -72,7 +69,7 @@ class Doorway:
         except Exception as error:
             await self._refuse(error, passage, scope, receive)
         finally:
-            self._held_bytes -= held
+            self._held_bytes -= held.size_bytes
             self._note(passage, scope, notes)
 
     async def _refuse(self, error: Exception, passage: _Passage, scope: Scope, receive: Receive) -> None:
@@ -119,14 +116,16 @@ class Doorway:
                 headers={"WWW-Authenticate": "Bearer"},
             )
 
-    def _declared(self, scope: Scope) -> int | None:
-        text = dict(scope["headers"]).get(b"content-length")
+    def _declared_bytes(self, scope: Scope) -> int:
+        """What a request says it will send; 0 where it does not say so. Raises Fault."""
+        text = dict(scope["headers"]).get(b"content-length", b"0")
         try:
-            length = None if text is None else int(text)
-        except ValueError:
-            raise Fault(400, "the header Content-Length is not a number") from None
-        if length is not None:
-            self._require_size(length)
+            length = int(text) if text.isdigit() else None
+        except ValueError:  # of thousands of digits
+            length = None
+        if length is None:
+            raise Fault(400, "the header Content-Length is not a number")
+        self._require_size(length)
         return length
 
     def _require_size(self, length: int) -> None:
@@ -134,24 +133,27 @@ class Doorway:
         if length > most:
             raise Fault(413, f"the body has more than {most:,} bytes, the limit", "body_too_large")
 
-    def _hold(self, size_bytes: int) -> None:
-        most = self._options.most_held_bytes
-        if self._held_bytes + size_bytes > most and self._held_bytes:
+    def _hold(self, held: _Held, size_bytes: int) -> None:
+        """Count what a request holds by now. Raises Fault where all together would be too much; one may always come."""
+        more = max(size_bytes - held.size_bytes, 0)
+        others = self._held_bytes - held.size_bytes
+        if others and more and self._held_bytes + more > self._options.most_held_bytes:
             raise Fault(
                 429, "the requests that are in progress fill the memory for them", "busy", headers={"Retry-After": "1"}
             )
-        self._held_bytes += size_bytes
+        held.size_bytes += more
+        self._held_bytes += more
 
-    async def _body(self, receive: Receive, length: int | None) -> bytes:
-        """All of it. Raises Fault 408 for a client that is too slow, 413 for one that sends too much."""
+    async def _body(self, receive: Receive, held: _Held) -> bytes:
+        """All of it. Raises Fault 408 for a client that is too slow, 413 for one that sends too much, 429 as `_hold`."""
         try:
-            return await asyncio.wait_for(self._read(receive), self._options.body_timeout_s)
+            return await asyncio.wait_for(self._read(receive, held), self._options.body_timeout_s)
         except asyncio.TimeoutError:
             raise Fault(
                 408, f"the body was not complete within {self._options.body_timeout_s:g} s", "body_timeout"
             ) from None
 
-    async def _read(self, receive: Receive) -> bytes:
+    async def _read(self, receive: Receive, held: _Held) -> bytes:
         parts, size = [], 0
         while True:
             message = await receive()
@@ -160,6 +162,7 @@ class Doorway:
             part = message.get("body", b"")
             size += len(part)
             self._require_size(size)
+            self._hold(held, size)  # of a body in chunks nothing was declared
             parts.append(part)
             if not message.get("more_body", False):
                 return b"".join(parts)
@@ -176,6 +179,13 @@ class Doorway:
             seconds=round(time.perf_counter() - passage.start, 6),
             **{"error": passage.error} | notes,
         )
+
+
+@dataclass
+class _Held:
+    """What the body of one request counts for."""
+
+    size_bytes: int = 0
 
 
 class _Passage:

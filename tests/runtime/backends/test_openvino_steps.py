@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sdrpn.bundle.bundle import GraphInfo, open_bundle
-from sdrpn.errors import BadInput
+from sdrpn.errors import BadBundle, BadInput, RunFailed
 from sdrpn.export import ExportOptions, export_bundle
 from sdrpn.runtime import Session
 from sdrpn.runtime.backends.arrays import run_on_arrays
@@ -123,8 +123,27 @@ def test_a_product_of_values_in_a_deep_graph_is_no_matrix() -> None:
 class TestWhere:
     @pytest.mark.parametrize("options", [{"accurate": True}, {"activation_block": 16}], ids=["accurate", "blocks"])
     def test_not_where_activations_are_rounded_otherwise(self, bundle_dir: Path, options: dict[str, Any]) -> None:
-        _, runner = step(bundle_dir, "fused-int4-cpu", "trunk", 1, decode_copy=True, **options)
+        _, runner = step(bundle_dir, "fused-int4-cpu", "trunk", 1, **options)
         assert used(runner) == 0
+        with pytest.raises(BadInput, match=f"decode_copy and {next(iter(options))} exclude each other"):
+            step(bundle_dir, "fused-int4-cpu", "trunk", 1, decode_copy=True, **options)
+
+    def test_what_cannot_be_had_is_refused(self, text_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(openvino_backend, "native_module", lambda name: None)
+        with pytest.raises(BadInput, match="needs native decode steps, which were not compiled here; leave it out"):
+            Session.open(text_bundle, backend="openvino", threads=1, decode_copy=True)
+        Session.open(text_bundle, backend="openvino", threads=1, decode_copy=False).close()
+
+    @pytest.mark.parametrize(("raised", "becomes"), [(MemoryError(), RunFailed), (RuntimeError("odd"), BadBundle)])
+    def test_what_fails_names_the_graph(
+        self, bundle_dir: Path, monkeypatch: pytest.MonkeyPatch, raised: Exception, becomes: type[Exception]
+    ) -> None:
+        def fail(*_: Any) -> None:
+            raise raised
+
+        monkeypatch.setattr(compiled, "StepModel", fail)
+        with pytest.raises(becomes, match="cannot load .*trunk"):
+            step(bundle_dir, "fused-int4-cpu", "trunk", 1, decode_copy=True)
 
     def test_not_for_many_sequences(self, bundle_dir: Path) -> None:
         _, runner = step(bundle_dir, "fused-int4-cpu", "trunk", 9, decode_copy=True)

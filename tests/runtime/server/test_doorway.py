@@ -154,6 +154,26 @@ class TestConnections:
             time.sleep(0.2)
             assert few.post("/v1/look", LOOK).status_code == 200
 
+    @pytest.mark.parametrize(
+        "begun",
+        [HEAD + b"900\r\n\r\n", HEAD.replace(b"Length: ", b"Length-Of-It: 0\r\nTransfer-Encoding: chunked\r\n\r\n")],
+        ids=["declared", "in chunks"],
+    )
+    def test_refused_bodies_do_not_widen_the_limit(self, session: Session, begun: bytes) -> None:
+        """Nor does one count less because it comes in chunks."""
+        with serving(session, ServerOptions(model="demo", most_held_bytes=1000)) as few:
+            host, port = few.url.removeprefix("http://").split(":")
+            with socket.create_connection((host, int(port))) as first:
+                first.sendall(begun + (b"384\r\n" + b" " * 900 if b"chunked" in begun else b""))
+                deadline = time.monotonic() + 10
+                while few.post("/v1/look", LOOK).status_code != 429 and time.monotonic() < deadline:
+                    time.sleep(0.05)  # until the server has read it
+                assert [few.post("/v1/look", LOOK).status_code for _ in range(3)] == [429] * 3
+            deadline = time.monotonic() + 10
+            while few.post("/v1/look", LOOK).status_code != 200:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+
 
 class TestErrors:
     @pytest.mark.parametrize(
