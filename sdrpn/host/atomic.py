@@ -26,7 +26,7 @@ __all__ = [
     "require_writable_file",
 ]
 
-_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT)  # the last by folders such as /proc
 
 
 @contextmanager

@@ -211,6 +211,18 @@ class TestSeveralVariants:
         export_bundle(tiny_checkpoint, copy, FUSED_HALF)
         assert (copy / "engines" / "desktop" / "trunk.engine").read_bytes() == b"plan"
 
+    def test_a_link_to_a_folder_of_another_stage_is_kept(self, tiny_checkpoint: Path, copy: Path) -> None:
+        """Such as engines on another disk; by a name that is relative to the bundle as well."""
+        elsewhere = copy.parent / "large disk" / "desktop"
+        elsewhere.mkdir(parents=True)
+        (elsewhere / "trunk.engine").write_bytes(b"plan")
+        (copy / "engines").symlink_to(elsewhere.parent)
+        (copy / "optimized").symlink_to(Path("..", "large disk"))
+        export_bundle(tiny_checkpoint, copy, FUSED_HALF)
+        for name in ("engines", "optimized"):
+            assert (copy / name / "desktop" / "trunk.engine").read_bytes() == b"plan"
+        assert [path.name for path in elsewhere.iterdir()] == ["trunk.engine"]
+
     def test_the_same_variant_again(self, tiny_checkpoint: Path, copy: Path) -> None:
         before = files_of(copy)
         export_bundle(tiny_checkpoint, copy, FUSED)

@@ -305,7 +305,7 @@ class TestFileSystemErrors:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
         assert names_in(tmp_path) == []
 
-    @pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES, errno.EPERM])
+    @pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT])
     def test_a_read_only_place_is_a_bad_request(
         self, tmp_path: Path, replacing: Replacing, monkeypatch: pytest.MonkeyPatch, code: int
     ) -> None:

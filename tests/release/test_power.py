@@ -18,7 +18,7 @@ from tests.sources import ROOT
 @pytest.mark.parametrize("count", [8, pytest.param(200, marks=pytest.mark.slow)])
 def test_killed_at_random_moments(tmp_path: Path, count: int) -> None:
     command = [sys.executable, "-m", "tests.release.killed", str(tmp_path), str(count), "7"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=900)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert sum(row["killed"] for row in rows) == count
