@@ -147,8 +147,8 @@ def read_extras(
         good = version is not None and satisfies(version, wanted)
         return Library(requirement.name, version, wanted, good, tuple(asked_by[requirement.name]))
 
-    return {
-        extra: Extra(extra, gives, tuple(map(library, entries.get(extra, ()))), install_command(extra))
+    return {  # an extra may include two others with the same requirement
+        extra: Extra(extra, gives, tuple(dict.fromkeys(map(library, entries.get(extra, ())))), install_command(extra))
         for extra, gives in EXTRAS.items()
     }
 

@@ -44,6 +44,7 @@ def test_an_extra_that_includes_a_library_twice_is_listed_once() -> None:
     lines = ('web; extra == "serve"', 'web; extra == "mcp"', 'sdrpn[serve,mcp]; extra == "dev"')
     extras = read_extras(lines, nothing_installed)
     assert extras["serve"].libraries[0].extras == ("serve", "mcp", "dev")
+    assert extras["dev"].missing == ("web",)
 
 
 @pytest.mark.parametrize(("machine", "missing"), [("x86_64", ("tensorrt",)), ("aarch64", ())])
