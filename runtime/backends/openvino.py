@@ -34,7 +34,7 @@ from sdrpn.runtime.backends.openvino_graph import (
     use_pages,
 )
 from sdrpn.runtime.backends.openvino_info import MOST_COPIED_BYTES, STEPPED, STEPS_MODULE, has_fast_steps
-from sdrpn.runtime.backends.openvino_steps import bytes_of_matrices
+from sdrpn.runtime.backends.openvino_steps import constant_products
 from sdrpn.runtime.backends.paged_buffer import PagedBuffer
 from sdrpn.runtime.backends.runner import Array, Buffer, Step, check_bindings, in_order, store_in_order
 
@@ -165,9 +165,10 @@ class OpenVinoBackend:
         if native is None or graph.name not in STEPPED or not usual or not self.device.paged:
             return
         asked = has_fast_steps(native) if self._decode_copy is None else self._decode_copy
-        size = bytes_of_matrices(compiled.model) if asked else None
-        if size is not None and (self._decode_copy or size <= MOST_COPIED_BYTES):
-            compiled.add_steps(native)
+        products = constant_products(compiled.model) if asked else ()
+        size = sum(product.matrix.nbytes for product in products)
+        if products and (self._decode_copy or size <= MOST_COPIED_BYTES):
+            compiled.add_steps(native, products)
 
     def _require_steps(self) -> None:
         """Raise BadInput where no graph would have decode steps of its own."""

@@ -12,7 +12,7 @@ import openvino
 
 from sdrpn.bundle.bundle import GraphInfo
 from sdrpn.runtime.backends.openvino_device import OpenVinoDevice
-from sdrpn.runtime.backends.openvino_steps import MOST_SEQUENCES, StepCaches, StepModel
+from sdrpn.runtime.backends.openvino_steps import MOST_SEQUENCES, ConstantProduct, StepCaches, StepModel
 
 __all__ = ["CompiledGraph", "CompiledRequest"]
 
@@ -59,11 +59,11 @@ class CompiledGraph:
         self._steps: StepModel | None = None
         self._step_requests: dict[int, CompiledRequest] = {}
 
-    def add_steps(self, native: ModuleType) -> None:
+    def add_steps(self, native: ModuleType, products: Sequence[ConstantProduct]) -> None:
         """Run single rows in a model of their own, which `self.model` becomes: see `StepModel`."""
         types = {port.get_any_name(): port.get_element_type().get_type_name() for port in self.inputs}
         threads = int(self._options["INFERENCE_NUM_THREADS"])
-        self._steps = StepModel(native, self.model, self._graph, types, threads)
+        self._steps = StepModel(native, self.model, products, self._graph, types, threads)
 
     @property
     def step_bytes(self) -> int | None:

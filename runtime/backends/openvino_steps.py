@@ -21,7 +21,7 @@ from sdrpn.bundle.bundle import GraphInfo
 from sdrpn.runtime.backends.openvino_graph import PagedAttention, drop_unused_inputs, paged_attentions
 from sdrpn.runtime.backends.runner import Array
 
-__all__ = ["MOST_SEQUENCES", "StepCaches", "StepModel", "bytes_of_matrices"]
+__all__ = ["MOST_SEQUENCES", "ConstantProduct", "StepCaches", "StepModel", "constant_products"]
 
 MOST_SEQUENCES = 8  # beyond, the library's own products take less time
 
@@ -42,20 +42,26 @@ class StepModel:
     """The model of one graph for single rows, and its matrices."""
 
     def __init__(
-        self, native: ModuleType, model: openvino.Model, graph: GraphInfo, page_types: Mapping[str, str], threads: int
+        self,
+        native: ModuleType,
+        model: openvino.Model,
+        products: Sequence[ConstantProduct],
+        graph: GraphInfo,
+        page_types: Mapping[str, str],
+        threads: int,
     ) -> None:
         """Take `model` over: its products with constant matrices and its attentions are replaced.
 
         Args:
             native: `sdrpn._native_steps`
-            model: all its matrices are such that `bytes_of_matrices` knows them
+            products: `constant_products` of `model`
             page_types: the types in which the library holds caches in pages
             threads: for each product
         """
         self._model, self._graph = model, graph
         self.caches = StepCaches()
         self.nbytes = 0  # of the matrices
-        for product in list(_products(model)):
+        for product in products:
             matrix = product.matrix.packed(native)
             self.nbytes += matrix.nbytes
             made = _Product([product.node.input_value(0)], (matrix, product.matrix.columns, threads))
@@ -89,14 +95,14 @@ class StepModel:
         return core.compile_model(self._model, device, {**options, **alone})
 
 
-def bytes_of_matrices(model: openvino.Model) -> int | None:
-    """What the matrices of a step model take; None: it has one that would be held twice as the library has it."""
-    products = list(_products(model))
+def constant_products(model: openvino.Model) -> tuple[ConstantProduct, ...]:
+    """The products that a step model computes; none where a matrix would be held twice as the library has it."""
+    products = tuple(_products(model))
     nodes = {product.node.get_name() for product in products}
     for node in model.get_ordered_ops():
         if node.get_type_name() == "MatMul" and node.get_name() not in nodes and _is_constant(node.input_value(1)):
-            return None
-    return sum(product.matrix.nbytes for product in products) or None
+            return ()
+    return products
 
 
 # Matrices -------------------------------------------------------------------------------------------------------------
@@ -134,19 +140,19 @@ class _Matrix:
 
 
 @dataclass(frozen=True)
-class _ConstantProduct:
+class ConstantProduct:
     """A product of rows with a constant matrix."""
 
     node: Any
     matrix: _Matrix
 
 
-def _products(model: openvino.Model) -> Iterator[_ConstantProduct]:
+def _products(model: openvino.Model) -> Iterator[ConstantProduct]:
     for node in model.get_ordered_ops():
         if node.get_type_name() == "MatMul" and not any(node.get_attributes().values()):  # nothing transposed
             matrix = _matrix(node.input_value(1).get_node())
             if matrix is not None:
-                yield _ConstantProduct(node, matrix)
+                yield ConstantProduct(node, matrix)
 
 
 def _matrix(node: Any) -> _Matrix | None:
