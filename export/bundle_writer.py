@@ -365,7 +365,7 @@ def _link_tree(source: Path, folder: Path) -> None:
     """Link the bundle's files into `folder`; copy them if the file system has no links."""
     for path in sorted(source.rglob("*")):
         target = folder / path.relative_to(source)
-        if path.is_symlink() and path.is_dir():  # such as engines on another disk: the new folder lies beside the old one
+        if path.is_symlink() and path.is_dir():  # such as engines on another disk; the new folder lies beside the old
             target.symlink_to(path.readlink(), target_is_directory=True)
         elif path.is_dir():
             target.mkdir(exist_ok=True)

@@ -75,8 +75,8 @@ class OpenVinoBackend:
             threads, largest_matrix: see `sdrpn.host.threads.choose_threads`
             device: OpenVINO's name of it
             accurate, activation_block, kv_cache, decode_copy, vision_type: see `OpenOptions`
-        Raises: BadInput for threads out of range, a device that is not here, a type that it cannot compute in, or a copy
-            of the matrices for decode steps that nothing would read
+        Raises: BadInput for threads out of range, a device that is not here, a type that it cannot compute in, or a
+            copy of the matrices for decode steps that nothing would read
         """
         self._accurate, self._activation_block, self._kv_cache = accurate, activation_block, kv_cache
         self._decode_copy, self._vision_type = decode_copy, vision_type
@@ -174,8 +174,8 @@ class OpenVinoBackend:
         """Raise BadInput where no graph would have decode steps of its own."""
         if not self.device.paged:
             raise BadInput(
-                f"decode_copy is for OpenVINO's device CPU, which has native decode steps; {self.device.name} has none: "
-                "leave it out",
+                "decode_copy is for OpenVINO's device CPU, which has native decode steps; "
+                f"{self.device.name} has none: leave it out",
                 options=("decode-copy",),
             )
         if native_module(STEPS_MODULE) is None:

@@ -140,5 +140,7 @@ def _automatic(core: openvino.Core) -> str:
         compiled = core.compile_model(model, AUTOMATIC_DEVICE, {"ENABLE_STARTUP_FALLBACK": False})
         return str(compiled.get_property("EXECUTION_DEVICES")[0])
     except Exception as error:  # OpenVINO raises RuntimeError and its subclasses
-        reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
-        raise RunFailed(f"OpenVINO's AUTO could take no device here: {reason[0].strip()}; name one, such as CPU") from error
+        [reason] = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+        raise RunFailed(
+            f"OpenVINO's AUTO could take no device here: {reason.strip()}; name one, such as CPU"
+        ) from error

@@ -145,7 +145,7 @@ class Doorway:
         self._held_bytes += more
 
     async def _body(self, receive: Receive, held: _Held) -> bytes:
-        """All of it. Raises Fault 408 for a client that is too slow, 413 for one that sends too much, 429 as `_hold`."""
+        """All of it. Fault 408 for a client that is too slow, 413 for one that sends too much; 429 as `_hold`."""
         try:
             return await asyncio.wait_for(self._read(receive, held), self._options.body_timeout_s)
         except asyncio.TimeoutError:

@@ -143,7 +143,7 @@ class TestWhere:
             raise raised
 
         monkeypatch.setattr(compiled, "StepModel", fail)
-        with pytest.raises(becomes, match="cannot load .*trunk"):
+        with pytest.raises(becomes, match=r"cannot load .*trunk"):
             step(bundle_dir, "fused-int4-cpu", "trunk", 1, decode_copy=True)
 
     def test_not_for_many_sequences(self, bundle_dir: Path) -> None:
