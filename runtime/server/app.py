@@ -11,6 +11,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 from sdrpn.errors import SdrpnError
 from sdrpn.runtime.server.bodies import JsonRoute
@@ -64,6 +65,14 @@ def create_app(
     app.add_middleware(
         Doorway, options=service.options, metrics=service.metrics, connections=lambda: app.state.connections()
     )
+    if service.options.allow_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=service.options.allow_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],  # clients in browsers send several of their own
+            expose_headers=["Retry-After", "X-Request-ID"],
+        )
     if tracing is not None:
         from sdrpn.runtime.server.tracing import Tracing
 

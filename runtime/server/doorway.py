@@ -1,7 +1,7 @@
 """What every request passes before an endpoint sees it: its id, key, origin and size; and its line in the log.
 
-An ASGI middleware. A page of another site cannot use a server on this machine: cross-origin requests are refused,
-bodies have to be JSON, and a name that was made to point here does not open it.
+An ASGI middleware. A page of another site cannot use a server on this machine: cross-origin requests are refused unless
+their origin is allowed, bodies have to be JSON, and a name that was made to point here does not open it.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Doorway:
                 headers={"Retry-After": "1", "Connection": "close"},
             )
         origin = headers.get(b"origin")
-        if origin is not None and origin.partition(b"://")[2] != headers.get(b"host"):
+        if origin is not None and not self._is_welcome(origin, headers.get(b"host")):
             raise Fault(403, "requests from pages of other origins are refused", "cross_origin")
         if not path.startswith(_GUARDED):
             return
@@ -106,6 +106,10 @@ class Doorway:
             kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
             if kind != b"application/json":
                 raise Fault(415, "the body has another type than application/json", "unsupported_media_type")
+
+    def _is_welcome(self, origin: bytes, host: bytes | None) -> bool:
+        """Whether a page of that origin may ask: one of this server, or of one that was allowed."""
+        return origin.partition(b"://")[2] == host or origin.decode("latin-1") in self._options.allow_origins
 
     def _check_key(self, headers: dict[bytes, bytes]) -> None:
         if not self._keys.accept_header(headers.get(b"authorization", b"").decode("latin-1")):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from sdrpn.errors import BadInput
+from sdrpn.host.origins import require_origins
 
 __all__ = ["LogFormat", "ServerOptions"]
 
@@ -24,7 +25,8 @@ class ServerOptions:
     timeout_s: longest time of a request, and what it may ask for. body_timeout_s: of receiving it. idle_timeout_s: of a
     connection without a request. watchdog_s: a unit of work that takes longer counts as stuck. image_root: pictures
     below this folder may be named as `file:` URLs. allow_image_urls: http(s) URLs of public addresses are fetched.
-    Raises: BadInput for a limit that is not above 0.
+    allow_origins: of pages elsewhere that may use the server from a browser (CORS).
+    Raises: BadInput for a limit that is not above 0, or what is no origin.
     """
 
     model: str = "sdrpn"
@@ -46,9 +48,11 @@ class ServerOptions:
     watchdog_s: float = 300.0
     image_root: Path | None = None
     allow_image_urls: bool = False
+    allow_origins: tuple[str, ...] = ()
     log_format: LogFormat = "none"
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if isinstance(value, (int, float)) and not isinstance(value, bool) and not value > 0:
                 raise BadInput(f"{name} is {value}; expected more than 0")
+        require_origins(self.allow_origins)

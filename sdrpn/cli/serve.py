@@ -83,6 +83,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             group.add_argument(name, metavar=_METAVARS.get(kind, "N"), type=kind, default=default, help=text)
     group.add_argument("--allow-image-urls", action="store_true", help="fetch pictures from URLs of public addresses")
     group.add_argument(
+        "--allow-origin",
+        metavar="ORIGIN",
+        action="append",
+        default=[],
+        help="let pages of this origin, such as https://example.org, use the server from a browser (CORS). Can be "
+        "given several times (default: none but the server's own)",
+    )
+    group.add_argument(
         "--log-format", choices=("text", "json", "none"), default="text", help="lines on standard error (default: text)"
     )
     group.add_argument("--otlp-endpoint", metavar="URL", help="send traces there, by OpenTelemetry's OTLP over HTTP")
@@ -106,4 +114,4 @@ def run(args: argparse.Namespace) -> int:
 def _request(args: argparse.Namespace) -> ServeRequest:
     from sdrpn.workflows.serve import ServeRequest
 
-    return filled(ServeRequest, args, **session_fields(args))
+    return filled(ServeRequest, args, **session_fields(args), allow_origin=tuple(args.allow_origin))

@@ -15,6 +15,7 @@ from sdrpn.bundle.shipped import bundle_path
 from sdrpn.errors import BadInput, MissingDependency
 from sdrpn.host.api_keys import keys_in
 from sdrpn.host.machine import read_available_memory
+from sdrpn.host.origins import require_origins
 from sdrpn.host.service_manager import NO_MANAGER, ServiceManager
 from sdrpn.runtime import Session
 from sdrpn.runtime.pictures.picture import JpegMode
@@ -55,8 +56,8 @@ class ServeRequest(SessionRequest):
     max_batch: most questions that are answered at once, None: as `Session.open`. max_queue: most that wait.
     max_stall_ms: longest time between two tokens of a running answer. cache_bytes: most memory for pictures asked about
     before. api_key_file: keys that clients have to send, one a line. image_root, allow_image_urls, the limits and
-    log_format: as in `ServerOptions`. otlp_endpoint: where traces are sent, by OpenTelemetry's OTLP over HTTP; None:
-    nowhere.
+    log_format: as in `ServerOptions`; allow_origin: as `allow_origins` there. otlp_endpoint: where traces are sent, by
+    OpenTelemetry's OTLP over HTTP; None: nowhere.
     """
 
     bundle: Path | str
@@ -70,6 +71,7 @@ class ServeRequest(SessionRequest):
     api_key_file: Path | None = None
     image_root: Path | None = None
     allow_image_urls: bool = False
+    allow_origin: tuple[str, ...] = ()
     max_body_bytes: int = 32 << 20
     max_pixels: int = 50_000_000
     max_new_tokens: int = 1024
@@ -94,6 +96,7 @@ class ServeRequest(SessionRequest):
                 )
         if self.name is not None and not self.name.strip():
             raise BadInput("name is empty; expected a name by which clients ask for the model", options=("name",))
+        require_origins(self.allow_origin)
 
 
 def require_server() -> None:
@@ -235,6 +238,7 @@ def _options(session: Session, request: ServeRequest, keys: tuple[str, ...]) -> 
         watchdog_s=request.stuck_after_s,
         image_root=request.image_root,
         allow_image_urls=request.allow_image_urls,
+        allow_origins=request.allow_origin,
         log_format=request.log_format,
     )
 

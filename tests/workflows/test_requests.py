@@ -62,6 +62,8 @@ def test_every_request_checks_its_fields() -> None:
         (PlanRequest, ("demo", {"contexts": "1024"}), "contexts is '1024'; expected a list, each an integer"),
         (ServeRequest, ("demo", {"otlp_endpoint": "foo"}), "otlp_endpoint is 'foo'; expected one such as http"),
         (ServeRequest, ("demo", {"name": " "}), "name is empty"),
+        (ServeRequest, ("demo", {"allow_origin": ("*",)}), r"allow_origin is '\*'; expected the origin of one page"),
+        (ServeRequest, ("demo", {"allow_origin": ("https://a.org/",)}), "allow_origin is 'https://a.org/'; expected"),
         (ServeRequest, ("demo", {"max_queue": 0}), "max_queue is 0; expected more than 0"),
         (ServeRequest, ("demo", {"max_connections": 10**8}), "max_connections is 100,000,000; .* at most 65,536"),
         (ServeRequest, ("demo", {"timeout_s": float("inf")}), "timeout_s is inf; expected more than 0, and at most"),

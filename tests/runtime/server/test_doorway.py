@@ -8,14 +8,17 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from sdrpn.errors import BadInput
 from sdrpn.runtime import Session
 from sdrpn.runtime.server import ServerOptions
 from tests.runtime.server.serving import QUESTION, Server, chat_body, scene_url, serving
 
 KEY = "a-key-of-some-length"
+PAGE = "https://page.example:8443"
 HEAD = b"POST /v1/look HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: "
 LOOK = {"image": scene_url(), "question": QUESTION}
 
@@ -36,6 +39,12 @@ def server(session: Session) -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def locked(session: Session) -> Iterator[Server]:
     with serving(session, ServerOptions(model="demo", api_keys=("another-long-key", KEY))) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def open_server(session: Session) -> Iterator[Server]:
+    with serving(session, ServerOptions(model="demo", api_keys=(KEY,), allow_origins=(PAGE,))) as running:
         yield running
 
 
@@ -99,6 +108,48 @@ class TestPages:
         body = json.dumps(LOOK).encode()
         for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data"):
             assert server.send("/v1/look", body, {"Content-Type": kind}).status_code == 415
+
+
+class TestAllowedOrigins:
+    def asked_first(self, server: Server, origin: str) -> httpx.Response:
+        """What a browser sends before a request that is not a form's."""
+        headers = {
+            "Origin": origin,
+            "Access-Control-Request-Method": "POST",
+            "Access-Control-Request-Headers": "authorization, content-type, x-stainless-os",
+        }
+        return httpx.options(f"{server.url}/v1/look", headers=headers, timeout=60)
+
+    def test_a_browser_may_send_what_it_asks_for(self, open_server: Server) -> None:
+        reply = self.asked_first(open_server, PAGE)
+        assert reply.status_code == 200
+        assert reply.headers["access-control-allow-origin"] == PAGE
+        allowed = reply.headers["access-control-allow-headers"].replace(" ", "").split(",")
+        assert {"authorization", "content-type", "x-stainless-os"} <= set(allowed)
+        assert "access-control-allow-credentials" not in reply.headers
+
+    def test_its_page_reads_the_reply_and_errors(self, open_server: Server) -> None:
+        key = {"Authorization": f"Bearer {KEY}"}
+        for headers, status in ((key, 200), ({}, 401)):
+            reply = open_server.post("/v1/look", LOOK, headers={"Origin": PAGE} | headers)
+            assert (reply.status_code, reply.headers["access-control-allow-origin"]) == (status, PAGE)
+            assert "X-Request-ID" in reply.headers["access-control-expose-headers"]
+
+    @pytest.mark.parametrize(
+        "origin", ["https://page.example", "http://page.example:8443", "https://a.example", "null"]
+    )
+    def test_others_are_refused_as_before(self, open_server: Server, origin: str) -> None:
+        first = self.asked_first(open_server, origin)
+        assert first.status_code == 400
+        reply = open_server.post("/v1/look", LOOK, headers={"Origin": origin, "Authorization": f"Bearer {KEY}"})
+        assert (reply.status_code, reply.json()["error"]["code"]) == (403, "cross_origin")
+        for each in (first, reply):
+            assert "access-control-allow-origin" not in each.headers
+
+    @pytest.mark.parametrize("text", ["*", "null", "page.example", "https://page.example/", "https://Page.example", ""])
+    def test_what_is_no_origin_is_refused(self, text: str) -> None:
+        with pytest.raises(BadInput, match=r"allow_origin is '.*'; expected the origin of one page"):
+            ServerOptions(allow_origins=(text,))
 
 
 class TestSizes:
