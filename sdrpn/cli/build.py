@@ -92,7 +92,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--jobs", metavar="N", type=positive_int, default=1, help="builds that run at once (default: 1)"
     )
-    parser.add_argument("--opt-level", metavar="0..5", type=int, choices=range(6), help="builder optimization level")
+    parser.add_argument(
+        "--opt-level", metavar="0..5", type=whole_number, choices=range(6), help="builder optimization level"
+    )
     parser.add_argument("--workspace", metavar="MB", type=positive_int, help="limit of the scratch memory of a kernel")
     parser.add_argument(
         "--weight-streaming", action="store_true", help="allow weights to stay in host memory at run time"

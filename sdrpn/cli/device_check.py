@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdrpn.errors import BadInput
+from sdrpn.terminal.argument_types import device_number
 from sdrpn.terminal.arguments import add_threads_argument, bundle_folder
 from sdrpn.terminal.look_arguments import add_parts_argument
 from sdrpn.terminal.model_folders import name_model_folders
@@ -40,7 +41,7 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_parts_argument(parser, default=None)  # None: nobody named it, which is refused without a bundle
     parser.add_argument(
-        "--gpu", type=int, metavar="N", help="with --device: which GPU, as CUDA numbers them; default: 0"
+        "--gpu", type=device_number, metavar="N", help="with --device: which GPU, as CUDA numbers them; default: 0"
     )
     add_threads_argument(parser)
     parser.add_argument("--report", type=Path, metavar="FILE", help="with --device: write a page, .html or .md")

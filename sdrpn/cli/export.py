@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from sdrpn.bundle.numerics import CACHE_FORMS, DIALECT_NAMES, PRECISIONS
 from sdrpn.cli.requests import checkpoint_parts
-from sdrpn.terminal.argument_types import number_between, positive_int
+from sdrpn.terminal.argument_types import number_between, positive_int, whole_number
 from sdrpn.terminal.arguments import add_fit_argument, add_threads_argument, filled
 from sdrpn.terminal.checkpoint_arguments import add_checkpoint_argument, add_part_arguments
 
@@ -111,7 +111,7 @@ def _add_quantization(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--block",
         metavar="N",
-        type=int,
+        type=whole_number,
         choices=(16, 32, 64, 128),
         help="inputs that share a scale: 16, 32, 64 or 128; smaller blocks are more accurate and take more space "
         "(default: 32)",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,10 @@ from typing import Any, NoReturn
 from sdrpn.host.suggestion import did_you_mean, unknown_choice
 
 __all__ = ["Parser", "UsageError"]
+
+# What begins like a negative number is a value, for whose type it is to refuse: argparse itself takes -1e-1, -inf and,
+# in some versions, -1. for options. No option is named so.
+_NEGATIVE_NUMBER = re.compile(r"-(\.?\d|(inf|infinity|nan)$)", re.IGNORECASE)
 
 
 class UsageError(Exception):
@@ -35,6 +40,7 @@ class Parser(argparse.ArgumentParser):
         """Args: jobs: verbs by the title that they stand under; None: of a parser without verbs"""
         super().__init__(*args, **kwargs)
         self._jobs = jobs or {}
+        self._negative_number_matcher = _NEGATIVE_NUMBER
 
     def format_help(self) -> str:
         """As argparse does it, but with a section a job in place of the one of all verbs."""

@@ -146,7 +146,10 @@ def add_view_arguments(parser: argparse.ArgumentParser) -> None:
         "needed (default: truth)",
     )
     parser.add_argument(
-        "--threshold", metavar="X", type=float, help="threshold of the RoI map for the second look (default: its own)"
+        "--threshold",
+        metavar="X",
+        type=number_between(-1, 1),
+        help="threshold of the RoI map for the second look (default: its own)",
     )
 
 

@@ -91,7 +91,7 @@ def test_a_line_is_recorded_behind_others(found: list[CheckResult], tmp_path: Pa
         (["--device", "--target", "rtx-4090"], "--target is given without --bundle"),
         (["--device", "--parts", "look"], "--parts is given without --bundle"),
         (["--gpu", "1"], "--gpu is given without --device"),
-        (["--device", "--gpu", "-1"], "the first of which is 0"),
+        (["--device", "--gpu", "-1"], "argument --gpu: -1 is not a device number; expected"),
         (["--device", "--report", "a.pdf"], "expected a name that ends in .md or .html"),
         (["--device", "--bundle", "nowhere"], "nowhere"),
         (["--device", "--bundle", "demo", "--backend", "cpu"], "backend 'cpu' is unknown"),

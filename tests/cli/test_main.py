@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,7 @@ import sdrpn
 from sdrpn.cli import main as frame
 from sdrpn.cli.main import JOBS, VERBS, main
 from sdrpn.errors import BadInput, RunFailed
+from sdrpn.terminal.parser import UsageError
 
 HEAVY = ("numpy", "torch", "onnx", "onnxruntime", "PIL", "rich", "tokenizers", "transformers", "jinja2")
 
@@ -63,6 +64,25 @@ def verb(monkeypatch: pytest.MonkeyPatch) -> Callable[[Body], None]:
         monkeypatch.setattr(frame, "_verb", lambda name: FakeVerb(body))
 
     return install
+
+
+def leaves(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """Every verb's parser, or those of its steps."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for below in action.choices.values():
+                yield from leaves(below)
+            return
+    yield parser
+
+
+def refused(parser: argparse.ArgumentParser, *arguments: str) -> str:
+    """Why a verb does not take its arguments: these, or that others are missing."""
+    try:
+        parser.parse_known_args(arguments)
+    except UsageError as error:
+        return error.message
+    return ""
 
 
 def raising(error: BaseException) -> Body:
@@ -170,9 +190,38 @@ class TestUsage:
         assert captured.out == ""
         assert re.fullmatch(f"sdrpn: error: {complaint}\n", captured.err), captured.err
 
-    def test_a_negative_threshold_is_a_value(self) -> None:
-        args = frame.build_parser().read(["ask", "b", "i", "", "--threshold", "-0.5"])
-        assert (args.threshold, args.question) == (-0.5, "")
+    @pytest.mark.parametrize(
+        ("text", "value"), [("-0.5", -0.5), ("-.5", -0.5), ("-5e-1", -0.5), ("-5.E-1", -0.5), ("-1", -1), ("-1.", -1)]
+    )
+    def test_a_negative_threshold_is_a_value(self, text: str, value: float) -> None:
+        args = frame.build_parser().read(["ask", "b", "i", "", "--threshold", text])
+        assert (args.threshold, args.question) == (value, "")
+
+    @pytest.mark.parametrize("text", ["-1e-1", "-.5", "-2.", "-inf", "-Infinity", "-nan", "-1,2", "-1x", "-0x1"])
+    def test_no_option_takes_a_negative_number_for_an_option(self, text: str) -> None:
+        taken = 0
+        for parser in leaves(frame.build_parser()):
+            for action in parser._actions:
+                if action.option_strings and action.nargs is None:
+                    complaint = refused(parser, action.option_strings[0], text)
+                    assert "expected one argument" not in complaint, (parser.prog, action.option_strings)
+                    taken += 1
+        assert taken > 100
+
+    @pytest.mark.parametrize(
+        ("verb", "option"),
+        [
+            ("ask", "--threshold"),
+            ("ask", "--temperature"),
+            ("gate-label", "--threshold"),
+            ("train", "--learning-rate"),
+            ("serve", "--timeout-s"),
+        ],
+    )
+    @pytest.mark.parametrize("text", ["-1e2", "-inf", "-nan", "-NaN", "-1x"])
+    def test_a_number_out_of_range_is_refused_as_one(self, verb: str, option: str, text: str) -> None:
+        parser = frame.build_parser().parser_of(verb)
+        assert re.fullmatch(rf"argument {option}: '{text}' is not a number .*", refused(parser, option, text))
 
     def test_a_question_may_begin_with_a_dash(self) -> None:
         args = frame.build_parser().read(["ask", "b", "i", "--", "--debug"])
