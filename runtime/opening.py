@@ -15,7 +15,8 @@ from sdrpn.bundle.numerics import PRECISIONS
 from sdrpn.bundle.optimized import OptimizedSet
 from sdrpn.bundle.shipped import require_name
 from sdrpn.bundle.work import cpu_weights_read
-from sdrpn.errors import BadInput
+from sdrpn.errors import BadInput, SdrpnError
+from sdrpn.host.atomic import require_writable_folder
 from sdrpn.host.field_types import CheckedFields
 from sdrpn.host.links import AllowLinks
 from sdrpn.release.installed import require_signed_bundle
@@ -35,7 +36,12 @@ DEFAULT_BATCH = 4
 MOST_BATCH = 1024
 _USUAL = EngineOptions()
 # How engines run, and what the command line calls it.
-_OF_ENGINES = {"cuda_graph": "no_cuda_graph", "runtime_cache_dir": "runtime_cache"}
+_OF_ENGINES = {
+    "cuda_graph": ("no_cuda_graph",),
+    "runtime_cache_dir": ("runtime_cache",),
+    "keep_runtime_cache": ("runtime_cache none",),
+    "weights_on_device_bytes": (),
+}
 ACTIVATION_STEP = 16  # activations that kernels of OpenVINO round together, at least
 
 
@@ -85,6 +91,7 @@ class OpeningRequest:
         graphs_of(bundle.spec, self.parts)  # refuses what the model does not have
         device = self.run.device
         options = _engine_options(self.run.engine_options, None if isinstance(device, str) else device)
+        _require_cache_folder(options.runtime_cache_dir)
         by_name = self.run.backend == AUTOMATIC and isinstance(device, str)  # a device with a name is one library's
         choice = choose_backend(
             bundle,
@@ -161,12 +168,12 @@ class OpeningRequest:
     def _require_no_engine_options(self, info: BackendInfo) -> None:
         """Raise BadInput for what says how engines run."""
         given = self.run.engine_options or _USUAL
-        for name, option in _OF_ENGINES.items():
+        for name, options in _OF_ENGINES.items():
             value = getattr(given, name)
             if value != getattr(_USUAL, name):
                 raise BadInput(
                     f"{name} is {value}, an option of engines, and {info.name} runs graphs; leave it out",
-                    options=(option,),
+                    options=options,
                 )
 
     def _require_rounding(self, variant: Variant) -> None:
@@ -269,6 +276,16 @@ class Opening:
     )
     target: str | None = None  # of the engines
     weights_read: Mapping[str, int] | None = None  # graph -> bytes that a run reads, on a CPU; None: not known
+
+
+def _require_cache_folder(folder: Path | None) -> None:
+    """Raises BadInput for a place that no compiled kernels can be kept in, also where no engine will run."""
+    if folder is None:
+        return
+    try:
+        require_writable_folder(folder)
+    except SdrpnError as error:
+        raise type(error)(f"runtime_cache_dir: {error}", options=("runtime_cache",)) from error
 
 
 def _require_batch(max_batch: int | None, engines: EngineSet) -> None:

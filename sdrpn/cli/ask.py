@@ -15,7 +15,7 @@ from sdrpn.terminal.arguments import filled
 from sdrpn.terminal.look_arguments import add_look_arguments, add_region_arguments
 from sdrpn.terminal.model_folders import add_bundle_argument
 from sdrpn.terminal.session_arguments import JPEG_MODES, add_where
-from sdrpn.terminal.source_arguments import add_frame_options, read_options
+from sdrpn.terminal.source_arguments import add_frame_options, read_options, require_no_frame_options
 
 if TYPE_CHECKING:
     from sdrpn.workflows.ask_frames import AnswerFile
@@ -133,6 +133,7 @@ def run(args: argparse.Namespace) -> int:
 
     if _is_several(args):
         return _ask_frames(args)
+    require_no_frame_options(args)
     _check_overlay(args)
     request = _request(args)
     if not args.debug:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdrpn.terminal.arguments import filled
@@ -44,7 +43,7 @@ def _engine_options(args: argparse.Namespace) -> EngineOptions:
 
     kept = args.runtime_cache
     return EngineOptions(
-        runtime_cache_dir=None if kept in (None, NOWHERE) else Path(kept),
+        runtime_cache_dir=None if kept == NOWHERE else kept,
         keep_runtime_cache=kept != NOWHERE,
         cuda_graph=not args.no_cuda_graph,
         device=args.device if isinstance(args.device, int) else 0,

@@ -24,6 +24,7 @@ __all__ = [
     "require_free_space",
     "require_new_directory",
     "require_writable_file",
+    "require_writable_folder",
 ]
 
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT)  # the last by folders such as /proc
@@ -63,7 +64,25 @@ def require_writable_file(path: str | Path) -> None:
     Leaves no file behind and creates no parent folders.
     """
     target, folder = _replaceable_file(path)
-    probe = temporary_beside(folder / target.name)
+    _require_new_file(path, folder / target.name)
+
+
+def require_writable_folder(path: str | Path) -> None:
+    """Raise BadInput where no file could be written into a folder, which need not exist yet. Leaves nothing behind."""
+    try:
+        target = Path(path).resolve()
+        if target.exists() and not target.is_dir():
+            raise BadInput(f"{path} is a file; expected a folder, or a new name for one")
+        folder = target if target.exists() else _existing_folder(path, target)
+    except (OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise BadInput(f"{path} cannot be written ({reason}); name a place where you have write permission") from error
+    _require_new_file(path, folder / target.name)
+
+
+def _require_new_file(path: str | Path, beside: Path) -> None:
+    """Make a file beside another place, and remove it; errors name `path`."""
+    probe = temporary_beside(beside)
     try:
         with _errors_named(path, probe):
             probe.touch(exist_ok=False)

@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import TypeAlias
 
-from sdrpn.errors import SdrpnError
+from sdrpn.errors import BadInput, SdrpnError
 
 __all__ = ["AllowLinks", "allowing_links", "link_roots", "real_file"]
 
@@ -29,14 +29,20 @@ _SHARED_STORE_MARK = ".huggingface-shared-blobs"
 
 
 def link_roots(folder: Path, allow: AllowLinks = ()) -> tuple[Path, ...]:
-    """Resolved folders that the files of `folder` may be below; `folder` itself first."""
+    """Resolved folders that the files of `folder` may be below; `folder` itself first.
+
+    Raises BadInput for an allowed one that does not exist, as in a mistyped path.
+    """
     real = _real(folder)
     return (real, *_blobs(real), *_package(folder), *_allowed(real, allow), *_ALLOWED.get())
 
 
 @contextmanager
 def allowing_links(folders: Sequence[Path]) -> Iterator[None]:
-    """Inside the block, files of every folder may link to places below `folders`: for options of a whole command."""
+    """Inside the block, files of every folder may link to places below `folders`: for options of a whole command.
+
+    Raises BadInput for one that does not exist.
+    """
     token = _ALLOWED.set((*_ALLOWED.get(), *_allowed(Path(), folders)))
     try:
         yield
@@ -76,7 +82,19 @@ def _allowed(real: Path, allow: AllowLinks) -> list[Path]:
     if isinstance(allow, bool):
         return [Path(real.anchor)] if allow else []
     folders = [allow] if isinstance(allow, (str, os.PathLike)) else allow
-    return [_real(Path(folder).expanduser()) for folder in folders]
+    return [_allowed_folder(Path(folder).expanduser()) for folder in folders]
+
+
+def _allowed_folder(folder: Path) -> Path:
+    try:
+        folder.stat()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise BadInput(
+            f"links are allowed to {folder}, which cannot be read ({reason}); name an existing folder",
+            options=("allow_links",),
+        ) from error
+    return _real(folder)
 
 
 def _real(path: Path) -> Path:

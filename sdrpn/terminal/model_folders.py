@@ -53,9 +53,9 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 @contextmanager
 def found_model_folders(args: argparse.Namespace) -> Iterator[None]:
     """Replace hub names in `args` by folders, and allow the links that --allow-links names."""
-    for name in getattr(args, _NAMES, ()):
-        value = getattr(args, name)
-        if value is not None and (found := model_folder(str(value), download=args.download)) != Path(value):
-            setattr(args, name, found)
-    with allowing_links(getattr(args, "allow_links", ())):
+    with allowing_links(getattr(args, "allow_links", ())):  # refuses what does not exist, before a download
+        for name in getattr(args, _NAMES, ()):
+            value = getattr(args, name)
+            if value is not None and (found := model_folder(str(value), download=args.download)) != Path(value):
+                setattr(args, name, found)
         yield

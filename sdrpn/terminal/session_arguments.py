@@ -45,6 +45,7 @@ def add_where(group: argparse._ArgumentGroup, *, jpeg: bool = True) -> None:
     group.add_argument(
         "--runtime-cache",
         metavar="FOLDER",
+        type=_cache_folder,
         help="where TensorRT-RTX keeps what it compiles on this GPU for later starts; none: do not keep it (default: "
         "~/.cache/sdrpn)",
     )
@@ -114,6 +115,10 @@ def _add_jpeg(group: argparse._ArgumentGroup) -> None:
         f"but not exact; gpu: with nvImageCodec (default: {JPEG_MODES[0]})",
     )
     add_former_name(group, "--decode", "--jpeg", choices=JPEG_MODES)
+
+
+def _cache_folder(text: str) -> Path | str:
+    return NOWHERE if text == NOWHERE else Path(text)
 
 
 def _backend(text: str) -> str:

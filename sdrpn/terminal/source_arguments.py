@@ -11,7 +11,11 @@ from sdrpn.terminal.argument_types import non_negative_number, positive_int
 if TYPE_CHECKING:
     from sdrpn.frames.thinning import ReadOptions
 
-__all__ = ["add_frame_options", "read_options"]
+__all__ = ["add_frame_options", "read_options", "require_no_frame_options"]
+
+GIVE_UP_S = 60.0
+# Which frames are taken unless something else is asked for.
+_USUAL = {"every": 1, "max_fps": None, "drop": None, "frames": None, "give_up": GIVE_UP_S}
 
 
 def add_frame_options(group: argparse._ArgumentGroup) -> None:
@@ -41,7 +45,7 @@ def add_frame_options(group: argparse._ArgumentGroup) -> None:
         "--give-up",
         metavar="S",
         type=non_negative_number,
-        default=60.0,
+        default=GIVE_UP_S,
         help="seconds after which a camera or stream that broke off is no longer tried (default: 60)",
     )
 
@@ -54,3 +58,12 @@ def read_options(args: argparse.Namespace) -> ReadOptions:
         if getattr(args, option) == 0:
             raise BadInput(f"--{option.replace('_', '-')} is 0; expected a number above 0")
     return ReadOptions(args.drop, args.every, args.max_fps, give_up_s=args.give_up)
+
+
+def require_no_frame_options(args: argparse.Namespace) -> None:
+    """Raise BadInput for an option that says which frames are taken, where there is one picture."""
+    for name, usual in _USUAL.items():
+        value = getattr(args, name)
+        if value != usual:
+            option = f"--{'no-' if value is False else ''}{name.replace('_', '-')}"
+            raise BadInput(f"{option} is for a video, a camera or several pictures, and there is one; leave it out")

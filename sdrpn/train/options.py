@@ -81,6 +81,8 @@ class TrainOptions(CheckedFields):
         for name in ("steps", "limit_pairs"):
             value = getattr(self, name)
             _require(name, value, value is None or value >= 1, "at least 1")
+        for name in ("seed", "split_seed"):
+            _require(name, getattr(self, name), getattr(self, name) >= 0, "at least 0")
         for name in ("learning_rate", "gradient_clip"):
             value = getattr(self, name)
             _require(name, value, math.isfinite(value) and value > 0, "a number above 0")

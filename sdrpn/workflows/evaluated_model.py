@@ -65,6 +65,11 @@ class LookChoice(CheckedFields):
     image_tokens: tuple[int, int] | None = None
     resize: Resize | None = None
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.seed < 0:
+            raise BadInput(f"seed is {self.seed}; expected a whole number of at least 0", options=("seed",))
+
 
 @dataclass(frozen=True)
 class BundleModel(CheckedFields):
@@ -208,11 +213,18 @@ def _open_bundle(model: BundleModel, task: Task, look: LookChoice) -> Iterator[O
     from sdrpn.runtime import Session
     from sdrpn.workflows.bundle_answerer import BundleAnswerer
 
-    if look.heads is not None:
-        raise BadInput(
-            f"heads are for a checkpoint, and {model.path} is a bundle; name the checkpoint instead",
-            options=("heads",),
-        )
+    attention = None if look.attention_threshold == AUTO else look.attention_threshold
+    for name, value in (
+        ("heads", look.heads),
+        ("vicrop_layer", look.vicrop_layer),
+        ("attention_threshold", attention),
+    ):
+        if value is not None:
+            raise BadInput(
+                f"{name} is {value}, which is for the attention of a checkpoint, and {model.path} is a bundle; leave "
+                "it out, or name the checkpoint instead",
+                options=(name,),
+            )
     if look.threshold == AUTO:
         raise BadInput(
             "an automatic threshold needs attention, which a bundle does not give; give a number, or a checkpoint",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from sdrpn.errors import BadInput
 from sdrpn.families.registry import family_of
 from sdrpn.host.field_types import CheckedFields
 from sdrpn.host.libraries import importing_extra
@@ -65,6 +66,16 @@ class RelabelRequest(CheckedFields):
     largest_box_share: float | None = None
     raw: bool = False
     rule: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("background_share", "largest_box_share"):
+            if self.raw and getattr(self, name) is not None:
+                raise BadInput(
+                    f"{name} is {getattr(self, name)}, and raw labels are what is above the foreground's share and "
+                    "what is not; leave one of them out",
+                    options=("raw", name),
+                )
 
 
 @dataclass(frozen=True)

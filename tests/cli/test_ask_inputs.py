@@ -306,9 +306,42 @@ def test_what_may_not_be_read_or_written_is_one_line(
             ("--runtime-cache", "kept"),
             "an option of engines, and onnxruntime runs graphs; leave it out (--runtime-cache)",
         ),
+        (
+            ("--runtime-cache", "none"),
+            "an option of engines, and onnxruntime runs graphs; leave it out (--runtime-cache none)",
+        ),
     ],
 )
 def test_options_that_the_backend_does_not_look_at(
     sdrpn: Command, picture: Path, options: tuple[str, ...], message: str
 ) -> None:
     assert message in refusal(sdrpn("ask", "demo", picture, "what is this?", "--backend", "onnxruntime", *options))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--runtime-cache", "file"), "file is a file; expected a folder, or a new name for one (--runtime-cache)"),
+        (("--runtime-cache", "file/below"), "file is a file, expected a folder; name another place (--runtime-cache)"),
+        (("--runtime-cache", ""), "argument --runtime-cache: the path is empty (got '')"),
+        (("--allow-links", "nowhere"), "cannot be read (No such file or directory); name an existing folder (--allow-"),
+        (("--every", "2"), "--every is for a video, a camera or several pictures, and there is one; leave it out"),
+        (("--max-fps", "1"), "--max-fps is for a video, a camera or several pictures"),
+        (("--drop",), "--drop is for a video, a camera or several pictures"),
+        (("--no-drop",), "--no-drop is for a video, a camera or several pictures"),
+        (("--frames", "1"), "--frames is for a video, a camera or several pictures"),
+        (("--give-up", "5"), "--give-up is for a video, a camera or several pictures"),
+    ],
+)
+def test_options_are_checked_where_nothing_uses_them(
+    sdrpn: Command,
+    picture: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: tuple[str, ...],
+    message: str,
+) -> None:
+    """With the library that is chosen by itself: with another one they may be of use."""
+    (tmp_path / "file").touch()
+    monkeypatch.chdir(tmp_path)
+    assert message in refusal(sdrpn("ask", "demo", picture, "what is this?", *options))

@@ -229,6 +229,10 @@ def test_several_rpns(sdrpn: Command, text_checkpoint: Path, tmp_path: Path) -> 
         (("--vision-tower", "x"), "vision_tower is for a checkpoint, and "),
         (("--precision", "bf16"), "precision is for a checkpoint, and "),
         (("--device", "cuda"), "device is for a checkpoint, and "),
+        (("--heads", "h"), "heads is h, which is for the attention of a checkpoint, and "),
+        (("--vicrop-layer", "3"), "vicrop_layer is 3, which is for the attention of a checkpoint, and "),
+        (("--attention-threshold", "0.3"), "attention_threshold is 0.3, which is for the attention of a checkpoint"),
+        (("--seed", "-1"), "seed is -1; expected a whole number of at least 0 (--seed)"),
         (("--threshold", "auto"), "an automatic threshold needs attention, which a bundle does not give"),
         (("--threshold", "high"), "argument --threshold: 'high' is not a number from -1 to 1, or auto"),
         (

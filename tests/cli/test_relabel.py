@@ -56,6 +56,11 @@ def test_raw_labels_ignore_nothing(sdrpn: Command, labelled: Path) -> None:
         (("nowhere", "--out", "new"), "nowhere holds no labels.json; expected a folder that `sdrpn label` completed"),
         (("labels", "--out", "labels"), "labels exists and is not empty"),
         (("labels", "--out", "new", "--foreground-share", "0.05"), "expected 0 < background_share <= foreground_share"),
+        (
+            ("labels", "--out", "new", "--raw", "--background-share", "0.1"),
+            "leave one of them out (--raw, --background-",
+        ),
+        (("labels", "--out", "new", "--raw", "--largest-box-share", "0.1"), "leave one of them out (--raw, --largest-"),
     ],
 )
 def test_what_is_refused(sdrpn: Command, labelled: Path, arguments: tuple[str, ...], message: str) -> None:

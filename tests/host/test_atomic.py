@@ -13,7 +13,13 @@ from pathlib import Path
 import pytest
 
 from sdrpn.errors import BadInput, RunFailed
-from sdrpn.host.atomic import replacing_directory, replacing_file, require_free_space, require_writable_file
+from sdrpn.host.atomic import (
+    replacing_directory,
+    replacing_file,
+    require_free_space,
+    require_writable_file,
+    require_writable_folder,
+)
 from sdrpn.host.sizes import text_from_bytes
 
 Replacing = Callable[[Path], AbstractContextManager[Path]]
@@ -131,6 +137,29 @@ class TestRequireWritableFile:
             require_writable_file(tmp_path / name)
         with pytest.raises(BadInput, match=message), replacing_file(tmp_path / name):
             pytest.fail("the block must not run")
+
+
+class TestRequireWritableFolder:
+    @pytest.mark.parametrize("name", ["folder", "new", "folder/new/below", "link"])
+    def test_a_folder_is_left_as_it_was(self, tmp_path: Path, name: str) -> None:
+        (tmp_path / "folder").mkdir()
+        (tmp_path / "link").symlink_to("folder")
+        require_writable_folder(tmp_path / name)
+        assert names_in(tmp_path) == ["folder", "link"]
+        assert names_in(tmp_path / "folder") == []
+
+    @pytest.mark.parametrize(
+        ("name", "message"),
+        [
+            ("file", "file is a file; expected a folder, or a new name for one"),
+            ("file/below", r"below cannot be written: .*file is a file, expected a folder; name another place"),
+            ("x" * 300, r"x cannot be written \(File name too long\); name a place where you have write permission"),
+        ],
+    )
+    def test_a_place_that_cannot_be_one(self, tmp_path: Path, name: str, message: str) -> None:
+        (tmp_path / "file").touch()
+        with pytest.raises(BadInput, match=message):
+            require_writable_folder(tmp_path / name)
 
 
 class TestReplacingDirectory:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from sdrpn.errors import BadBundle
+from sdrpn.errors import BadBundle, BadInput
 from sdrpn.host import links
-from sdrpn.host.links import AllowLinks, link_roots, real_file
+from sdrpn.host.links import AllowLinks, allowing_links, link_roots, real_file
 
 
 def leads_to(path: Path, folder: Path, allow: AllowLinks = ()) -> Path:
@@ -52,6 +52,7 @@ def test_a_name_that_begins_like_the_folder_is_another_one(tmp_path: Path) -> No
 def test_what_the_caller_allows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, allow: AllowLinks) -> None:
     target = file_in(tmp_path / "disk" / "below")
     link = linked(tmp_path / "m" / "f", target)
+    (tmp_path / "other").mkdir()
     monkeypatch.chdir(tmp_path)
     assert leads_to(link, link.parent, allow) == target
 
@@ -59,9 +60,23 @@ def test_what_the_caller_allows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 @pytest.mark.parametrize("allow", [False, (), ["other"]])
 def test_what_it_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, allow: AllowLinks) -> None:
     link = linked(tmp_path / "m" / "f", file_in(tmp_path / "disk"))
+    (tmp_path / "other").mkdir()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(BadBundle, match="leaves"):
         leads_to(link, link.parent, allow)
+
+
+@pytest.mark.parametrize("absent", ["dsik", "m/f/below", "n" * 300, "a\0b"])
+def test_what_is_allowed_exists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, absent: str) -> None:
+    """Refused although no link of the folder leads anywhere."""
+    file_in(tmp_path / "m")
+    monkeypatch.chdir(tmp_path)
+    expected = r"links are allowed to .*, which cannot be read \(.+\); name an existing folder"
+    with pytest.raises(BadInput, match=expected) as caught:
+        link_roots(tmp_path / "m", [absent])
+    assert caught.value.options == ("allow_links",)
+    with pytest.raises(BadInput, match=expected), allowing_links([Path(absent)]):
+        pass
 
 
 class TestCache:

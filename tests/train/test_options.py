@@ -68,6 +68,8 @@ def test_warm_up_and_half_a_cosine() -> None:
     [
         ({"batch": 0}, "batch is 0; expected at least 1"),
         ({"steps": 0}, "steps is 0; expected at least 1"),
+        ({"seed": -1}, "seed is -1; expected at least 0"),
+        ({"split_seed": -1}, "split_seed is -1; expected at least 0"),
         ({"learning_rate": float("nan")}, "learning_rate is nan; expected a number above 0"),
         ({"gradient_clip": 0.0}, "gradient_clip is 0.0; expected a number above 0"),
         ({"weight_decay": -1.0}, "weight_decay is -1.0; expected a number of at least 0"),
