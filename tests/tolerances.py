@@ -119,3 +119,8 @@ ATTENTION_ABS = 1e-5
 # largest, and 5e-7, seen.
 STEP_PRODUCT_RELATIVE = 5e-6
 STEP_ATTENTION_ABS = 5e-6
+
+# The same model with channels of zeros: six layers of sums in another order. Logits to 14, 7e-6 seen; scores of a gate,
+# at most 1, 1e-7 seen.
+WIDENED_LOGITS_ABS = 1e-4
+WIDENED_GATE_SCORE_ABS = 5e-6
