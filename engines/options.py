@@ -70,17 +70,23 @@ class BuildOptions(CheckedFields):
                 options=("graphs", "parts"),
             )
         if self.usual_batch > self.max_batch:
-            raise BadInput(f"tuned_batch is {self.tuned_batch}, max_batch is {self.max_batch}; expected at most that")
+            raise BadInput(
+                f"tuned_batch is {self.tuned_batch}, max_batch is {self.max_batch}; expected at most that",
+                options=("tuned_batch", "max_batch"),
+            )
         if self.dialect not in (None, *DIALECT_NAMES):
-            raise BadInput(f"dialect is {self.dialect!r}; expected {' or '.join(DIALECT_NAMES)}")
+            raise BadInput(f"dialect is {self.dialect!r}; expected {' or '.join(DIALECT_NAMES)}", options=("dialect",))
         if self.device is not None and self.device < 0:
-            raise BadInput(f"device is {self.device}; expected 0 or the number of another GPU")
+            raise BadInput(f"device is {self.device}; expected 0 or the number of another GPU", options=("device",))
         if self.shorter_contexts and self.max_context is None:
             raise BadInput("shorter_contexts need a max_context, and none is given; add it")
         if self.opt_level is not None and not 0 <= self.opt_level <= 5:
-            raise BadInput(f"opt_level is {self.opt_level}; expected 0 to 5")
+            raise BadInput(f"opt_level is {self.opt_level}; expected 0 to 5", options=("opt_level",))
         if self.verbosity not in VERBOSITIES:
-            raise BadInput(f"verbosity is {self.verbosity!r}; expected one of {', '.join(VERBOSITIES)}")
+            raise BadInput(
+                f"verbosity is {self.verbosity!r}; expected one of {', '.join(VERBOSITIES)}",
+                options=("profiling_verbosity",),
+            )
         if self.kernel_gate and self.verbosity != VERBOSITIES[0]:
             raise BadInput(
                 f"with verbosity {self.verbosity} the library does not list the kernels that the gate checks; turn the "

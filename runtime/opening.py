@@ -119,11 +119,13 @@ class OpeningRequest:
             raise BadInput(
                 f"{info.name} has no device {self.run.device}, which is the number of an NVIDIA GPU, as {on_gpu} use "
                 "one; leave it out, or name another backend",
-                options=("backend",),
+                options=("device", "backend"),
             )
         if isinstance(self.run.device, str) and "device_name" not in info.takes:
             raise BadInput(
-                f"{info.name} has no device {self.run.device!r}, which is one of {others}; expected the number of a GPU"
+                f"{info.name} has no device {self.run.device!r}, which is one of {others}; expected the number of a "
+                "GPU",
+                options=("device", "backend"),
             )
         if self.run.kv_cache is not None and "kv_cache" not in info.takes:
             raise BadInput(
@@ -142,7 +144,10 @@ class OpeningRequest:
         if block is None:
             return
         if not _is_whole(block, 0) or block % ACTIVATION_STEP != 0:
-            raise BadInput(f"activation_block is {block!r}; expected 0, or a multiple of {ACTIVATION_STEP}")
+            raise BadInput(
+                f"activation_block is {block!r}; expected 0, or a multiple of {ACTIVATION_STEP}",
+                options=("activation_block",),
+            )
         if "activation_block" not in info.takes:
             raise BadInput(
                 f"{info.name} rounds activations in the blocks of the weights; leave their blocks out, or ask for the "
@@ -294,7 +299,8 @@ def _require_batch(max_batch: int | None, engines: EngineSet) -> None:
     if max_batch is not None and max_batch > most:
         raise BadInput(
             f"max_batch is {max_batch}; the engines of {engines.target} decode at most {most} at once. Ask for at most "
-            f"that, or build them again: {engines.build_command} --max-batch {max_batch}"
+            f"that, or build them again: {engines.build_command} --max-batch {max_batch}",
+            options=("max_batch",),
         )
 
 
@@ -305,9 +311,14 @@ def batch_of(max_batch: int | None, backend: Backend, engine_batch: int | None) 
         # On a GPU all slots are made with the first question: graphs answer several only where that is asked for.
         return engine_batch or (1 if backend.on == "gpu" else min(DEFAULT_BATCH, most or DEFAULT_BATCH))
     if not _is_whole(max_batch, 1) or max_batch > MOST_BATCH:
-        raise BadInput(f"max_batch is {max_batch!r}; expected a number of questions, at least 1, at most {MOST_BATCH}")
+        raise BadInput(
+            f"max_batch is {max_batch!r}; expected a number of questions, at least 1, at most {MOST_BATCH}",
+            options=("max_batch",),
+        )
     if most is not None and max_batch > most:
-        raise BadInput(f"max_batch is {max_batch}; {backend.name} answers at most {most} at once")
+        raise BadInput(
+            f"max_batch is {max_batch}; {backend.name} answers at most {most} at once", options=("max_batch",)
+        )
     return max_batch
 
 
@@ -316,7 +327,9 @@ def prefix_bytes_of(prefix_bytes: int | None, backend: Backend) -> int:
     if prefix_bytes is None:  # on a GPU all memory is planned for
         return DEFAULT_PREFIX_BYTES if backend.on == "cpu" else 0
     if not _is_whole(prefix_bytes, 0):
-        raise BadInput(f"prefix_bytes is {prefix_bytes!r}; expected a number of bytes, 0 for none")
+        raise BadInput(
+            f"prefix_bytes is {prefix_bytes!r}; expected a number of bytes, 0 for none", options=("cache_bytes",)
+        )
     return prefix_bytes
 
 

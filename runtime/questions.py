@@ -51,9 +51,15 @@ class Budget:
     def __post_init__(self) -> None:
         pair = self.image_tokens
         if pair is not None and (not isinstance(pair, tuple) or len(pair) != 2 or not all(map(_is_whole, pair))):
-            raise BadInput(f"image_tokens is {pair!r}; expected the least and the most, such as (256, 576), or None")
+            raise BadInput(
+                f"image_tokens is {pair!r}; expected the least and the most, such as (256, 576), or None",
+                options=("image_tokens",),
+            )
         if self.resize is not None and self.resize not in get_args(Resize):
-            raise BadInput(f"resize is {self.resize!r}; expected {' or '.join(map(repr, get_args(Resize)))}, or None")
+            raise BadInput(
+                f"resize is {self.resize!r}; expected {' or '.join(map(repr, get_args(Resize)))}, or None",
+                options=("resize",),
+            )
 
 
 OWN_BUDGET = Budget()
@@ -139,7 +145,8 @@ class Questions:
         if most > self._two_pass.max_context:
             raise BadInput(
                 f"image_tokens are {least} to {most}; this bundle has {self._two_pass.max_context} positions for the "
-                "whole prompt: lower the most"
+                "whole prompt: lower the most",
+                options=("image_tokens",),
             )
         return family.with_image_tokens(vision, least, most)
 

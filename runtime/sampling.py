@@ -34,11 +34,13 @@ class Sampling(CheckedFields):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0.0 <= self.temperature < float("inf"):
-            raise BadInput(f"temperature is {self.temperature}; expected 0 (greedy) or more")
+            raise BadInput(f"temperature is {self.temperature}; expected 0 (greedy) or more", options=("temperature",))
         if not 0.0 < self.top_p <= 1.0:
-            raise BadInput(f"top_p is {self.top_p}; expected more than 0, at most 1")
+            raise BadInput(f"top_p is {self.top_p}; expected more than 0, at most 1", options=("top_p",))
         if self.seed is not None and self.seed < 0:
-            raise BadInput(f"seed is {self.seed}; expected 0 or more, or None for a different result every time")
+            raise BadInput(
+                f"seed is {self.seed}; expected 0 or more, or none for a different result every time", options=("seed",)
+            )
         unused = {"top_p": self.top_p < 1, "seed": self.seed is not None} if self.temperature == 0 else {}
         for name in (name for name, given in unused.items() if given):
             raise BadInput(
@@ -48,8 +50,9 @@ class Sampling(CheckedFields):
             )
         if self.repetition_penalty is not None and not 0.0 < self.repetition_penalty < float("inf"):
             raise BadInput(
-                f"repetition_penalty is {self.repetition_penalty}; expected a number above 0, 1 for none, or None for "
-                "the model's own"
+                f"repetition_penalty is {self.repetition_penalty}; expected a number above 0 (1: no penalty), or none "
+                "for the model's own",
+                options=("repetition_penalty",),
             )
 
     @classmethod

@@ -67,7 +67,8 @@ def choose_backend(
     if asked is not None and asked.runs == "graphs":
         if target is not None:
             raise BadInput(
-                f"target {target} selects engines, which {backend} does not run; use the backend {_engines().name}"
+                f"target {target} selects engines, which {backend} does not run; use the backend {_engines().name}",
+                options=("target", "backend"),
             )
         return Choice(asked)
     if asked is not None or target is not None:
@@ -94,7 +95,7 @@ def graph_variant(
         chosen = bundle.variant(name)
     fault = info.refuses(bundle, chosen)
     if fault is not None:
-        raise fault if note is None else type(fault)(f"{fault} ({note})")
+        raise fault if note is None else type(fault)(f"{fault} ({note})", options=fault.options)
     return chosen
 
 

@@ -75,7 +75,10 @@ class QuestionRequest:
         if not self.ids_after:
             raise BadInput("no token follows the image; expected at least one, the question")
         if not isinstance(self.max_new_tokens, Integral) or self.max_new_tokens < self.least_new_tokens:
-            raise BadInput(f"max_new_tokens is {self.max_new_tokens!r}; expected an integer of at least 1")
+            raise BadInput(
+                f"max_new_tokens is {self.max_new_tokens!r}; expected an integer of at least 1",
+                options=("max_new_tokens",),
+            )
 
     @property
     def picture(self) -> Picture:

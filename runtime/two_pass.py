@@ -343,12 +343,15 @@ class TwoPass:
             return
         crop = f" + {roi} RoI tokens" if roi else ""
         advice = "shorten the question"
+        options: tuple[str, ...] = ()
         if new:
             without = "answer without the crop (roi=None), " if roi else ""
             advice += f", {without}or lower max_new_tokens"
+            options = ("no_roi", "max_new_tokens") if roi else ("max_new_tokens",)
         raise ContextTooLong(
             f"{prompt} prompt tokens{crop} + {new} new tokens need {prompt + roi + new} positions, the bundle has "
-            f"{self.max_context}; {advice}"
+            f"{self.max_context}; {advice}",
+            options=options,
         )
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import re
+from collections.abc import Iterator
 
 import pytest
 
+from sdrpn import errors
+from sdrpn.cli.main import build_parser
 from sdrpn.errors import BadInput, RunFailed
 from sdrpn.terminal.failure import Failure
 from tests.sources import modules
@@ -98,3 +102,50 @@ def test_the_command_line_adds_the_options(options: tuple[str, ...], expected: s
 
 def test_an_error_without_advice_has_no_cure() -> None:
     assert Failure.of(RunFailed("it broke", options=("jobs",))).cure is None
+
+
+# Messages that begin with the name of an option and are about something else: what a file says, or what Python alone is
+# asked.
+OTHER_MATTERS = {
+    "sdrpn.bundle.manifest": ("name",),
+    "sdrpn.bundle.optimized": ("library",),
+    "sdrpn.families.qwen.vision_spec": ("resize",),
+    "sdrpn.frames.source": ("kind",),
+    "sdrpn.method.spec": ("gate_layers",),
+    "sdrpn.runtime.lmms_eval_model": ("image_tokens",),
+}
+
+
+def arguments_of(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """What options are called in Python: by where argparse puts their values, and by their own names."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for below in action.choices.values():
+                yield from arguments_of(below)
+        elif action.option_strings:
+            yield action.dest
+            yield action.option_strings[-1].lstrip("-").replace("-", "_")
+
+
+def nameless(module: str, names: frozenset[str]) -> Iterator[tuple[int, str]]:
+    """Errors that say what an argument is, without the option that it comes from: line and argument."""
+    for node in ast.walk(ast.parse(modules()[module].read_text(encoding="utf-8"))):
+        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.args):
+            continue
+        if not issubclass(getattr(errors, node.func.id, int), BadInput) or any(
+            keyword.arg == "options" for keyword in node.keywords
+        ):
+            continue
+        message = node.args[0]
+        text = "".join(map(_part, message.values)) if isinstance(message, ast.JoinedStr) else _part(message)
+        about = re.match(r"(\w+) (is|are|\()", text)
+        if about and about[1] in names and about[1] not in OTHER_MATTERS.get(module, ()):
+            yield node.lineno, about[1]
+
+
+def test_what_is_wrong_with_an_argument_names_its_option() -> None:
+    """In Python its name is enough: `top_p is 0`. The option may be called otherwise, and has dashes at least."""
+    names = frozenset(arguments_of(build_parser()))
+    assert {"top_p", "max_new_tokens", "opt_level"} <= names
+    own = [module for module in modules() if not module.startswith(COMMAND_LINE)]
+    assert [f"{module}:{line}: {name}" for module in own for line, name in nameless(module, names)] == []

@@ -27,8 +27,8 @@ def backend_info(name: str) -> BackendInfo:
     if name in BACKENDS:
         return BACKENDS[name]
     if name in _REMOVED:
-        raise BadInput(_REMOVED[name])
-    raise BadInput(f"backend {unknown_choice(name, (AUTOMATIC, *BACKENDS))}")
+        raise BadInput(_REMOVED[name], options=("backend",))
+    raise BadInput(f"backend {unknown_choice(name, (AUTOMATIC, *BACKENDS))}", options=("backend",))
 
 
 def graph_backends() -> tuple[BackendInfo, ...]:

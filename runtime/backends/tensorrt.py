@@ -46,7 +46,9 @@ class EngineOptions(CheckedFields):
         if budget is not None and budget < 0:
             raise BadInput(f"weights_on_device_bytes is {budget}; expected a number of bytes, or none")
         if self.device < 0:
-            raise BadInput(f"device is {self.device}; expected the number of a GPU, the first of which is 0")
+            raise BadInput(
+                f"device is {self.device}; expected the number of a GPU, the first of which is 0", options=("device",)
+            )
         if self.runtime_cache_dir is not None and not self.keep_runtime_cache:
             raise BadInput(f"runtime_cache_dir is {self.runtime_cache_dir}, but keep_runtime_cache is False")
 

@@ -39,7 +39,9 @@ class CheckupRequest(CheckedFields):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.gpu < 0:
-            raise BadInput(f"gpu is {self.gpu}; expected the number of a GPU, the first of which is 0")
+            raise BadInput(
+                f"gpu is {self.gpu}; expected the number of a GPU, the first of which is 0", options=("gpu",)
+            )
         require_threads(self.threads)
         if self.step_limit_s <= 0:
             raise BadInput(f"step_limit_s is {self.step_limit_s:g}; expected seconds above 0")

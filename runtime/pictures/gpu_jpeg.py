@@ -40,12 +40,14 @@ def decode_on_gpu(data: bytes) -> GpuPixels:
         nvimgcodec.CodeStream(data), params=nvimgcodec.DecodeParams(apply_exif_orientation=True)
     )
     if decoded is None:
-        raise BadImage('the image cannot be decoded by nvImageCodec; open it with jpeg="exact"')
+        raise BadImage(
+            "the image cannot be decoded by nvImageCodec; decode it in the mode exact", options=("jpeg exact",)
+        )
     return GpuPixels(decoded)
 
 
 def _library() -> Any:
-    with importing_extra("nvimgcodec", 'jpeg="gpu"'):
+    with importing_extra("nvimgcodec", "JPEG decoding on a GPU"):
         import nvidia.nvimgcodec as nvimgcodec
     return nvimgcodec
 
@@ -56,4 +58,7 @@ def _decoder() -> Any:
         return _library().Decoder()
     except RuntimeError as error:
         reason = " ".join(str(error).split())
-        raise RunFailed(f'jpeg="gpu" needs an NVIDIA GPU and its driver ({reason}); use jpeg="exact"') from error
+        raise RunFailed(
+            f"JPEG decoding on a GPU needs an NVIDIA GPU and its driver ({reason}); use the mode exact",
+            options=("jpeg exact",),
+        ) from error

@@ -258,7 +258,7 @@ def open_picture(
     frame = rgb_from_frame(source, channels)
     source = cast("ImageSource", source if frame is None else frame)
     if jpeg not in get_args(JpegMode):
-        raise BadInput(f"jpeg is {jpeg!r}; expected {', '.join(map(repr, get_args(JpegMode)))}")
+        raise BadInput(f"jpeg is {jpeg!r}; expected {', '.join(map(repr, get_args(JpegMode)))}", options=("jpeg",))
     threads = thread_count(threads)
     file = _jpeg_file(source)
     if file is not None and jpeg == "fast":

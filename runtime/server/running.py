@@ -52,7 +52,9 @@ def listen(host: str, port: int) -> socket.socket:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listening = socket.socket(family, kind, protocol)
     except (OSError, UnicodeError) as error:
-        raise BadInput(f"host {host} cannot be used ({error}); expected an address of this machine") from error
+        raise BadInput(
+            f"host {host} cannot be used ({error}); expected an address of this machine", options=("host",)
+        ) from error
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
@@ -60,7 +62,7 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         listening.close()
         raise BadInput(
-            f"port {port} of {host} cannot be listened on ({error.strerror}); choose another", options=("port",)
+            f"port {port} of {host} cannot be listened on ({error.strerror}); choose another", options=("port", "host")
         ) from error
     return listening
 

@@ -151,9 +151,11 @@ def other_parts(parts: Parts) -> Parts:
 def graphs_of(spec: ModelSpec, parts: Parts = "all") -> Sequence[Graph]:
     """Those that this model has, or those of them that a look needs. Raises BadInput where none can look."""
     if parts not in get_args(Parts):
-        raise BadInput(f"parts is {parts!r}; expected {' or '.join(map(repr, get_args(Parts)))}")
+        raise BadInput(f"parts is {parts!r}; expected {' or '.join(map(repr, get_args(Parts)))}", options=("parts",))
     if parts == "look" and spec.rpn is None:
-        raise BadInput('this bundle has no RPN, so that nothing can look; parts="all" answers as the plain model')
+        raise BadInput(
+            "this bundle has no RPN, so that nothing can look; with all its parts it answers as the plain model"
+        )
     gated = spec.rpn is not None and spec.rpn.has_gate
     there = tuple(
         graph

@@ -179,7 +179,10 @@ class Manifest:
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_context <= self.spec.llm.max_context:
-            raise BadInput(f"max_context is {self.max_context}; expected 1 to {self.spec.llm.max_context}, the model's")
+            raise BadInput(
+                f"max_context is {self.max_context}; expected 1 to {self.spec.llm.max_context}, the model's",
+                options=("max_context",),
+            )
         pairs, found = self.spec.llm.head_dim // 2, len(self.rotary.inverse)
         if found != pairs:
             raise BadInput(f"rotary.inverse has {found} numbers; expected {pairs}, one per pair of channels of a head")

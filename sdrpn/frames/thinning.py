@@ -32,7 +32,9 @@ class ReadOptions:
     def __post_init__(self) -> None:
         every: object = self.every
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            raise BadInput(f"every is {every!r}; expected a whole number of at least 1: 1 takes every frame")
+            raise BadInput(
+                f"every is {every!r}; expected a whole number of at least 1: 1 takes every frame", options=("every",)
+            )
         for name in ("max_fps", "open_timeout_s", "read_timeout_s", "give_up_s"):
             value = getattr(self, name)
             if name == "max_fps" and value is None:
@@ -41,7 +43,7 @@ class ReadOptions:
                 raise BadInput(f"{name} is {value!r}; expected a number above 0")
         drop: object = self.drop
         if drop is not None and not isinstance(drop, bool):
-            raise BadInput(f"drop is {drop!r}; expected True, False, or None: as the source is")
+            raise BadInput(f"drop is {drop!r}; expected True, False, or None: as the source is", options=("drop",))
 
     def drops(self, live: bool) -> bool:
         """Whether frames of a source are replaced by newer ones."""

@@ -62,15 +62,16 @@ class GateOptions(CheckedFields):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.layers < 1:
-            raise BadInput(f"layers is {self.layers}; expected at least 1")
+            raise BadInput(f"layers is {self.layers}; expected at least 1", options=("gate_layers",))
         for name in ("penalty", "allowed_loss"):
             value = getattr(self, name)
             if not 0 <= value < math.inf:
-                raise BadInput(f"{name} is {value}; expected a number of at least 0")
+                raise BadInput(f"{name} is {value}; expected a number of at least 0", options=(name,))
         if not 0 < self.validation_share < 1:
             raise BadInput(
                 f"validation_share is {self.validation_share}; expected a number above 0, below 1: the threshold is "
-                "chosen on what is held out"
+                "chosen on what is held out",
+                options=("validation_share",),
             )
         self.schedule()
 

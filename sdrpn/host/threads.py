@@ -50,7 +50,9 @@ def require_threads(wished: object) -> None:
     if wished is not None and not (
         isinstance(wished, int) and not isinstance(wished, bool) and 1 <= wished <= MOST_THREADS
     ):
-        raise BadInput(f"threads is {wished!r}; expected 1 to {MOST_THREADS}, or none for one per free core")
+        raise BadInput(
+            f"threads is {wished!r}; expected 1 to {MOST_THREADS}, or none for one per free core", options=("threads",)
+        )
 
 
 def choose_threads(wished: int | None, largest_matrix: int | None = None) -> CpuThreads:

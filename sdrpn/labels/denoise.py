@@ -73,10 +73,14 @@ class LabelRule:
         if not 0 < self.background_share <= self.foreground_share < 1:
             raise BadInput(
                 f"background_share is {self.background_share} and foreground_share {self.foreground_share}; "
-                "expected 0 < background_share <= foreground_share < 1"
+                "expected 0 < background_share <= foreground_share < 1",
+                options=("background_share", "foreground_share"),
             )
         if not 0 < self.largest_box_share <= 1:
-            raise BadInput(f"largest_box_share is {self.largest_box_share}; expected a number above 0, at most 1")
+            raise BadInput(
+                f"largest_box_share is {self.largest_box_share}; expected a number above 0, at most 1",
+                options=("largest_box_share",),
+            )
         if self.box_margin < 0 or not 0 <= self.least_peak < 1:
             raise BadInput(f"box_margin is {self.box_margin} and least_peak {self.least_peak}; expected none below 0")
 

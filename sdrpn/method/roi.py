@@ -73,24 +73,33 @@ class RoiPolicy:
         if not _is_number(self.threshold) or not -1 < self.threshold < 1 or self.threshold == 0:
             raise BadInput(
                 f"threshold is {self.threshold!r}; expected a number between 0 and 1, or between -1 and 0 for a share "
-                "of the highest logit"
+                "of the highest logit",
+                options=("threshold",),
             )
         if self.upscale not in ("mask", "bbox"):
-            raise BadInput(f'upscale is {self.upscale!r}; expected "mask" or "bbox"')
+            raise BadInput(f'upscale is {self.upscale!r}; expected "mask" or "bbox"', options=("upscale",))
         if self.max_ratio is not None:
             if self.upscale != "bbox":
-                raise BadInput(f'max_ratio ({self.max_ratio!r}) needs upscale="bbox"; got upscale={self.upscale!r}')
+                raise BadInput(
+                    f'max_ratio ({self.max_ratio!r}) needs upscale="bbox"; got upscale={self.upscale!r}',
+                    options=("max_ratio", "upscale bbox"),
+                )
             if not _is_number(self.max_ratio) or not self.max_ratio > 0:
-                raise BadInput(f"max_ratio is {self.max_ratio!r}; expected a number above 0, or None")
+                raise BadInput(
+                    f"max_ratio is {self.max_ratio!r}; expected a number above 0, or none", options=("max_ratio",)
+                )
         _require_whole("min_cells", self.min_cells)
         if not _is_number(self.max_share) or not 0 < self.max_share <= 1:
-            raise BadInput(f"max_share is {self.max_share!r}; expected a number above 0, at most 1")
+            raise BadInput(
+                f"max_share is {self.max_share!r}; expected a number above 0, at most 1", options=("max_share",)
+            )
         if self.max_cells is not None:
             self._check_max_cells(self.max_cells)
         if self.gate_threshold is not None and not _is_number(self.gate_threshold):
             raise BadInput(
                 f"gate_threshold is {self.gate_threshold!r}; expected a number between 0 and 1, below 0 to look again "
-                "always, above 1 for never, or None for the model's own"
+                "always, above 1 for never, or none for the model's own",
+                options=("gate_threshold",),
             )
 
     def _check_max_cells(self, max_cells: int) -> None:

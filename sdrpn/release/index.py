@@ -93,10 +93,11 @@ class ReleaseIndex:
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
             raise BadInput(
-                f"name is {shown(self.name)}; expected small letters, digits, dots, dashes and underscores, at most 64"
+                f"name is {shown(self.name)}; expected small letters, digits, dots, dashes and underscores, at most 64",
+                options=("name",),
             )
         if not 1 <= self.version < _MOST_VERSION:
-            raise BadInput(f"version is {self.version}; expected 1 to {_MOST_VERSION - 1}")
+            raise BadInput(f"version is {self.version}; expected 1 to {_MOST_VERSION - 1}", options=("version",))
         require_time("created", self.created)
         if self.expires is not None:
             require_time("expires", self.expires)

@@ -116,7 +116,7 @@ class TrainOptions(CheckedFields):
 
 def _require(name: str, value: object, fits: bool, expected: str) -> None:
     if not fits:
-        raise BadInput(f"{name} is {value}; expected {expected}")
+        raise BadInput(f"{name} is {value}; expected {expected}", options=(name,))
 
 
 # "tiny": the small model of a few million parameters, on a CPU.

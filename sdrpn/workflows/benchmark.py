@@ -109,7 +109,9 @@ class BenchRequest(CheckedFields):
         super().__post_init__()
         for name in ("runs", "new_tokens"):
             if getattr(self, name) < 1:
-                raise BadInput(f"{name} is {getattr(self, name)}; expected a whole number of at least 1")
+                raise BadInput(
+                    f"{name} is {getattr(self, name)}; expected a whole number of at least 1", options=(name,)
+                )
 
     @property
     def first(self) -> BenchBundle:

@@ -59,7 +59,7 @@ class BuildRequest(CheckedFields):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.jobs < 1:
-            raise BadInput(f"jobs is {self.jobs}; expected a whole number of at least 1")
+            raise BadInput(f"jobs is {self.jobs}; expected a whole number of at least 1", options=("jobs",))
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ class GateLabelRequest(CheckedFields):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.batch < 1:
-            raise BadInput(f"batch is {self.batch}; expected a whole number of at least 1")
+            raise BadInput(f"batch is {self.batch}; expected a whole number of at least 1", options=("batch",))
 
     def viewer(self, checkpoint: Checkpoint) -> Viewer:
         """Load the model. Raises BadInput for views that it does not have, or a device that cannot be used here."""

@@ -67,9 +67,11 @@ class OptimizeRequest(CheckedFields):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.attention not in (None, *ATTENTIONS):
-            raise BadInput(f"attention is {self.attention!r}; expected {' or '.join(ATTENTIONS)}")
+            raise BadInput(
+                f"attention is {self.attention!r}; expected {' or '.join(ATTENTIONS)}", options=("attention",)
+            )
         if self.library not in LIBRARIES:
-            raise BadInput(f"library is {self.library!r}; expected {' or '.join(LIBRARIES)}")
+            raise BadInput(f"library is {self.library!r}; expected {' or '.join(LIBRARIES)}", options=("for",))
         if self.library == OPENVINO_NAME and self.attention is not None:
             raise BadInput("attention is for ONNX Runtime: OpenVINO has one form", options=("attention",))
         for bits, asked, known in ((8, self.int8, tuple(INT8_PARTS)), (4, self.int4, INT4_PARTS)):
@@ -83,7 +85,7 @@ class OptimizeRequest(CheckedFields):
             raise BadInput(f"{both[0]} is to be in 8 bits and in 4; list it once", options=("int8", "int4"))
         self._check_checkpoint()
         if self.threads is not None and self.threads < 1:
-            raise BadInput(f"threads is {self.threads}; expected a whole number of at least 1")
+            raise BadInput(f"threads is {self.threads}; expected a whole number of at least 1", options=("threads",))
 
     def _check_checkpoint(self) -> None:
         if self.block is not None and self.checkpoint is None:

@@ -68,9 +68,15 @@ class PlanRequest(CheckedFields):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.prefix_bytes is not None and self.prefix_bytes < 0:
-            raise BadInput(f"prefix_bytes is {self.prefix_bytes}; expected a number of bytes, 0 for none")
+            raise BadInput(
+                f"prefix_bytes is {self.prefix_bytes}; expected a number of bytes, 0 for none",
+                options=("prefix_bytes",),
+            )
         if any(number < 1 for number in (self.batch, *self.contexts)):
-            raise BadInput(f"batch is {self.batch}, contexts are {self.contexts}; expected numbers of at least 1")
+            raise BadInput(
+                f"batch is {self.batch}, contexts are {self.contexts}; expected numbers of at least 1",
+                options=("batch", "context"),
+            )
         if self.target is not None and self.backend != AUTOMATIC:
             raise BadInput(
                 f"target is {self.target} and backend {self.backend}; a target's engines run in TensorRT: name one of "

@@ -62,7 +62,7 @@ class TeacherRequest(CheckedFields):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.batch < 1:
-            raise BadInput(f"batch is {self.batch}; expected a whole number of at least 1")
+            raise BadInput(f"batch is {self.batch}; expected a whole number of at least 1", options=("batch",))
 
     def questions(self) -> list[DataQuestion]:
         """Read the questions. Raises BadInput for files or folders that are missing or malformed."""

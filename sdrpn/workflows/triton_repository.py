@@ -56,7 +56,7 @@ class TritonRequest(CheckedFields):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.instances < 1:
-            raise BadInput(f"instances are {self.instances}; expected at least 1")
+            raise BadInput(f"instances are {self.instances}; expected at least 1", options=("instances",))
         if self.target is not None and self.kind == "cpu":
             raise BadInput(f"target {self.target} is a GPU's; expected the kind gpu with it", options=("kind gpu",))
 

@@ -126,7 +126,8 @@ class Llava:
             return vision
         raise BadInput(
             f"image_tokens are {least} to {most}; this model turns every picture into {vision.image_tokens} tokens: "
-            "leave them out"
+            "leave them out",
+            options=("image_tokens",),
         )
 
     def with_resize(self, vision: Vision, resize: Resize) -> Vision:

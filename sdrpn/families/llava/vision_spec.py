@@ -43,7 +43,7 @@ class VisionSpec:
             self, "image_size_px", "patch_size_px", "width", "layers", "heads", "mlp_width", "projector_layers"
         )
         if self.fit not in get_args(Fit):
-            raise BadInput(f"fit is {self.fit!r}; expected {' or '.join(get_args(Fit))}")
+            raise BadInput(f"fit is {self.fit!r}; expected {' or '.join(get_args(Fit))}", options=("fit",))
         require_numbers(self, "layer_norm_eps", at_least=0.0)
         require_divisible("vision heads", self.heads, "vision width", self.width)
         require_divisible("patch_size_px", self.patch_size_px, "image_size_px", self.image_size_px)

@@ -324,7 +324,10 @@ class Qwen:
         """The box around every cell above the threshold that is no sink."""
         scheme, grid_over = _scheme(spec), qwen_vision_of(spec).grid
         if policy.threshold < 0:
-            raise BadInput(f"threshold is {policy.threshold:g}; expected a number between 0 and 1 for this model's map")
+            raise BadInput(
+                f"threshold is {policy.threshold:g}; expected a number between 0 and 1 for this model's map",
+                options=("threshold",),
+            )
 
         def decided(
             logits: npt.NDArray[np.float32],
