@@ -14,13 +14,16 @@ import numpy as np
 import onnxruntime
 
 from sdrpn.bundle.bundle import GraphInfo
-from sdrpn.errors import RunFailed
+from sdrpn.errors import BadBundle, RunFailed
 from sdrpn.runtime.backends.arrays import run_on_arrays, trial_feeds
 from sdrpn.runtime.backends.external_data import graph_with_real_files
+from sdrpn.runtime.backends.failures import first_line, not_saved
 from sdrpn.runtime.backends.onnxruntime import WEIGHTS_FOLDER, OnnxRuntimeBackend, load_session, session_options
 from sdrpn.runtime.backends.runner import Array
 
 __all__ = ["save_graph", "values_changed"]
+
+_LIBRARY = f"ONNX Runtime {onnxruntime.__version__}"
 
 
 def save_graph(graph: GraphInfo, model: bytes | Path, weights: Path, out: Path, threads: int | None = None) -> None:
@@ -29,13 +32,19 @@ def save_graph(graph: GraphInfo, model: bytes | Path, weights: Path, out: Path, 
     Args:
         model: the graph, as a file or as its bytes
         weights: folder that its weights' paths are relative to
-    Raises: BadBundle if ONNX Runtime refuses the graph, RunFailed if the saved graph computes something else
+    Raises: BadBundle if ONNX Runtime refuses the graph, RunFailed if it cannot be written, or computes something else
     """
     backend = OnnxRuntimeBackend("onnxruntime", threads)
     content = model if isinstance(model, bytes) else model.read_bytes()
     content, weights = graph_with_real_files(content, weights) or (content, weights)
     options = _saving(session_options(backend.threads), weights, out)
-    session = load_session(content, f"the {graph.name} graph", options, ["CPUExecutionProvider"])
+    try:
+        session = load_session(content, f"the {graph.name} graph", options, ["CPUExecutionProvider"])
+    except BadBundle as error:
+        if not out.exists():
+            raise
+        # It writes what it has loaded: the graph is all right.
+        raise not_saved(_LIBRARY, graph.name, out, first_line(error.__cause__ or error)) from error
     runner = backend.runner(graph, session)
     del session
     feeds = trial_feeds(graph.inputs)

@@ -16,8 +16,10 @@ from openvino import opset15 as ops
 from sdrpn.bundle.bundle import GraphInfo
 from sdrpn.errors import RunFailed
 from sdrpn.runtime.backends.arrays import run_on_arrays, trial_feeds
+from sdrpn.runtime.backends.failures import first_line, not_saved
 from sdrpn.runtime.backends.openvino import OpenVinoBackend
 from sdrpn.runtime.backends.openvino_graph import new_core, read_onnx
+from sdrpn.runtime.backends.openvino_runner import LIBRARY
 
 __all__ = ["save_openvino_graph"]
 
@@ -30,7 +32,7 @@ def save_openvino_graph(graph: GraphInfo, content: bytes, path: Path, out: Path,
     Args:
         content: the graph in ONNX
         path: its name, in the folder that its weights' paths are relative to
-    Raises: BadBundle if OpenVINO refuses the graph, RunFailed if the saved graph computes something else
+    Raises: BadBundle if OpenVINO refuses the graph, RunFailed if it cannot be written, or computes something else
     """
     backend, feeds = OpenVinoBackend("openvino", threads), trial_feeds(graph.inputs)
     runner = backend.load_content(graph, content, path)
@@ -40,7 +42,10 @@ def save_openvino_graph(graph: GraphInfo, content: bytes, path: Path, out: Path,
     _widen(model)
     _divide(model)
     widened_bytes = _half_bytes(model)
-    openvino.save_model(model, out, compress_to_fp16=False)
+    try:
+        openvino.save_model(model, out, compress_to_fp16=False)
+    except Exception as error:  # OpenVINO raises RuntimeError and its subclasses
+        raise not_saved(LIBRARY, graph.name, out, first_line(error)) from error
     runner = backend.load(graph, out)
     after = run_on_arrays(backend, runner, feeds)
     runner.close()

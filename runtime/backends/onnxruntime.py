@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +18,7 @@ from sdrpn.host.interrupt import Cancellation, SignalWatch
 from sdrpn.host.machine import read_available_memory
 from sdrpn.host.threads import CpuThreads, choose_threads
 from sdrpn.runtime.backends.external_data import graph_with_real_files, require_files
+from sdrpn.runtime.backends.failures import first_line, graph_error
 from sdrpn.runtime.backends.host_buffer import HostBuffer
 from sdrpn.runtime.backends.onnxruntime_cuda import DeviceBuffer, prepare_cuda, record_placement, require_cuda
 from sdrpn.runtime.backends.runner import Buffer, Step, check_bindings, in_order, store_in_order
@@ -32,12 +32,6 @@ PROVIDERS = {
 }
 # Option: the folder that weight file names are relative to, for a graph loaded from memory.
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
-# Messages of failures outside the graph: memory, disk, descriptors, threads.
-_OF_THE_MACHINE = re.compile(
-    r"bad_alloc|bad allocation|out of memory|failed to allocate|no space left|disk quota|input/output error"
-    r"|too many open files|resource temporarily unavailable",
-    re.IGNORECASE,
-)
 # TensorProto's numbers for types that NumPy lacks.
 _ELEMENT_TYPES = {"float8_e4m3fn": 17}
 
@@ -113,7 +107,9 @@ class OnnxRuntimeBackend:
             record_placement(options)
         if self._optimized:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        session = load_session(_source(path, graph.weights, options), str(path), options, self._providers)
+        session = load_session(
+            _source(path, graph.weights, options), str(path), options, self._providers, saved=self._optimized
+        )
         trim_heap()
         _require_declared(path, graph, session)
         if self._device == "cuda":
@@ -207,10 +203,7 @@ class _BoundStep:
         """The error of a failed run. Names, types and shapes were checked before: the cause is memory, or the graph."""
         if self._cancellation.wished or self._watch.ended:
             return Cancelled(f"the {self._name} graph was cancelled before it finished; ask again")
-        reason = f"the {self._name} graph failed in ONNX Runtime: {_first_line(error)}"
-        if _OF_THE_MACHINE.search(str(error)):
-            return RunFailed(reason)
-        return BadBundle(f"{reason}; export the bundle again")
+        return graph_error(f"the {self._name} graph failed in ONNX Runtime: {first_line(error)}", error)
 
 
 def _source(path: Path, weights: Sequence[str], options: onnxruntime.SessionOptions) -> str | bytes:
@@ -229,13 +222,19 @@ def _source(path: Path, weights: Sequence[str], options: onnxruntime.SessionOpti
 
 
 def load_session(
-    model: str | bytes, name: str, options: onnxruntime.SessionOptions, providers: Sequence[Any]
+    model: str | bytes,
+    name: str,
+    options: onnxruntime.SessionOptions,
+    providers: Sequence[Any],
+    *,
+    saved: bool = False,
 ) -> onnxruntime.InferenceSession:
     """Create an ONNX Runtime session; a signal interrupts it.
 
     Args:
         model: path or content of the graph
         name: the name of the graph, for messages
+        saved: it is one of `sdrpn optimize`
     Raises: BadBundle where the library refuses the graph, RunFailed where memory or disk space is exhausted
     """
     watch = SignalWatch(lambda: options.set_load_cancellation_flag(True))
@@ -245,10 +244,8 @@ def load_session(
     except Exception as error:  # ONNX Runtime's exceptions have no common base except Exception
         if watch.ended:
             raise Cancelled(f"{name} was not loaded: interrupted by a signal") from error
-        reason = f"ONNX Runtime {onnxruntime.__version__} cannot load {name}: {_first_line(error)}"
-        if _OF_THE_MACHINE.search(str(error)):
-            raise RunFailed(reason) from error
-        raise BadBundle(f"{reason}; export the bundle again") from error
+        reason = f"ONNX Runtime {onnxruntime.__version__} cannot load {name}: {first_line(error)}"
+        raise graph_error(reason, error, saved=saved) from error
 
 
 def _require_declared(path: Path, graph: GraphInfo, session: onnxruntime.InferenceSession) -> None:
@@ -300,7 +297,3 @@ def _share_arena() -> None:
         "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
     )
     onnxruntime.create_and_register_allocator(place, onnxruntime.OrtArenaCfg({}))
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

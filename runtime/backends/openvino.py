@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
-import re
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import openvino
 
-from sdrpn.bundle.bundle import GraphInfo, TensorInfo
-from sdrpn.errors import BadBundle, BadInput, Cancelled, RunFailed, SdrpnError
+from sdrpn.bundle.bundle import GraphInfo
+from sdrpn.errors import BadBundle, BadInput, SdrpnError
 from sdrpn.host.freed_memory import drop_file_pages, trim_heap
-from sdrpn.host.interrupt import Cancellation, SignalWatch
 from sdrpn.host.machine import read_available_memory, read_cpu
 from sdrpn.host.native_modules import native_module
 from sdrpn.host.signal_stack import signal_stack_kept
@@ -22,7 +18,7 @@ from sdrpn.host.threads import choose_threads
 from sdrpn.runtime.backends.arrays import run_on_arrays, trial_feeds
 from sdrpn.runtime.backends.external_data import graph_with_real_files, require_files
 from sdrpn.runtime.backends.host_buffer import HostBuffer
-from sdrpn.runtime.backends.openvino_compiled import CompiledGraph, CompiledRequest
+from sdrpn.runtime.backends.openvino_compiled import CompiledGraph
 from sdrpn.runtime.backends.openvino_device import OpenVinoDevice, device_named
 from sdrpn.runtime.backends.openvino_graph import (
     CacheUse,
@@ -34,20 +30,12 @@ from sdrpn.runtime.backends.openvino_graph import (
     use_pages,
 )
 from sdrpn.runtime.backends.openvino_info import MOST_COPIED_BYTES, STEPPED, STEPS_MODULE, has_fast_steps
+from sdrpn.runtime.backends.openvino_runner import LIBRARY, SAVED_SUFFIX, Inference, OpenVinoRunner, loading_error
 from sdrpn.runtime.backends.openvino_steps import constant_products
 from sdrpn.runtime.backends.paged_buffer import PagedBuffer
-from sdrpn.runtime.backends.runner import Array, Buffer, Step, check_bindings, in_order, store_in_order
+from sdrpn.runtime.backends.runner import Buffer, Step, in_order, store_in_order
 
-__all__ = ["OpenVinoBackend", "OpenVinoRunner"]
-
-_LIBRARY = f"OpenVINO {openvino.__version__.split('-')[0]}"
-# Messages of failures outside the graph: memory, disk, descriptors, threads.
-_OF_THE_MACHINE = re.compile(
-    r"bad_alloc|bad allocation|out of memory|failed to allocate|no space left|disk quota|input/output error"
-    r"|too many open files|resource temporarily unavailable",
-    re.IGNORECASE,
-)
-
+__all__ = ["OpenVinoBackend"]
 
 # Weights of a graph from which on it is run once when it is loaded: 7B in INT4 then peaks 4 GB lower.
 _LARGE_BYTES = 100_000_000
@@ -75,14 +63,15 @@ class OpenVinoBackend:
             threads, largest_matrix: see `sdrpn.host.threads.choose_threads`
             device: OpenVINO's name of it
             accurate, activation_block, kv_cache, decode_copy, vision_type: see `OpenOptions`
-        Raises: BadInput for threads out of range, a device that is not here, a type that it cannot compute in, or a
-            copy of the matrices for decode steps that nothing would read
+        Raises: BadInput for threads out of range, a device that is not here, a type that it cannot compute in, an
+            option that it does not have, or a copy of the matrices for decode steps that nothing would read
         """
         self._accurate, self._activation_block, self._kv_cache = accurate, activation_block, kv_cache
         self._decode_copy, self._vision_type = decode_copy, vision_type
         self._core = new_core()
         with signal_stack_kept():  # the device's library is loaded here
             self.device: OpenVinoDevice = device_named(self._core, device)
+        self.device.require_options(kv_cache=kv_cache, activation_block=activation_block, accurate=accurate)
         if vision_type == "bf16":
             self.device.require_bf16(read_cpu())
         if decode_copy:
@@ -94,8 +83,8 @@ class OpenVinoBackend:
         self.reads_whole_caches = False
         self.most_slots: int | None = None
         self.threads = choose_threads(threads, largest_matrix)
-        self.cancellation = Cancellation(self._stop)
-        self._running: openvino.InferRequest | None = None
+        self._inference = Inference()
+        self.cancellation = self._inference.cancellation
 
     def free_memory(self) -> int | None:
         """See `Backend.free_memory`."""
@@ -117,10 +106,10 @@ class OpenVinoBackend:
             BadBundle: the library refuses the graph, or it does not match `graph`
             RunFailed: not enough memory
         """
-        if path.suffix == ".xml":
+        if path.suffix == SAVED_SUFFIX:
             return self._loaded(graph, path, [path.with_suffix(".bin")], lambda: self._core.read_model(path))
         content = path.read_bytes()
-        require_files(path, content, graph.weights, _LIBRARY)
+        require_files(path, content, graph.weights, LIBRARY)
         if graph_with_real_files(content, path.parent) is not None:
             return self.load_content(graph, content, path)
         weights = [path.parent / file for file in graph.weights]
@@ -128,7 +117,7 @@ class OpenVinoBackend:
 
     def load_content(self, graph: GraphInfo, content: bytes, path: Path) -> OpenVinoRunner:
         """As `load`, for what `path` would contain, in the folder that its weights' paths are relative to."""
-        require_files(path, content, graph.weights, _LIBRARY)
+        require_files(path, content, graph.weights, LIBRARY)
         weights = [path.parent / file for file in graph.weights]
         return self._loaded(graph, path, weights, lambda: read_onnx(self._core, content, path.parent))
 
@@ -143,16 +132,16 @@ class OpenVinoBackend:
         except SdrpnError:
             raise
         except Exception as error:  # OpenVINO raises RuntimeError and its subclasses, and Python's own of a bad file
-            raise _loading_error(path, error) from error
+            raise loading_error(path, error) from error
         _require_declared(path, graph, compiled.model, caches)
-        runner = OpenVinoRunner(graph, path, compiled, caches, self)
+        runner = OpenVinoRunner(graph, path, compiled, caches, self._inference)
         if self.device.paged and sum(file.stat().st_size for file in weights) >= _LARGE_BYTES:
             # Kernels pack matrices when they first run: now, before other graphs and caches are in memory.
             run_on_arrays(self, runner, trial_feeds(runner.inputs.values()))
         try:
             self._add_steps(graph, compiled)
         except Exception as error:  # as above; and memory that is not there, of the native module
-            raise _loading_error(path, error) from error
+            raise loading_error(path, error) from error
         # What kernels have packed is not read again, and what the library has freed it need not keep.
         drop_file_pages(weights)
         trim_heap()
@@ -223,200 +212,6 @@ class OpenVinoBackend:
         """See `Backend.chain`."""
         return in_order(steps)
 
-    def infer(self, request: openvino.InferRequest) -> None:
-        """Run a request so that `cancellation` can end it."""
-        self._running = request
-        try:
-            if not self.cancellation.wished:
-                request.start_async()
-                request.wait()
-        finally:
-            self._running = None
-
-    def _stop(self, wished: bool) -> None:
-        request = self._running
-        if wished and request is not None:
-            request.cancel()
-
-
-class OpenVinoRunner:
-    """A compiled graph."""
-
-    def __init__(
-        self, graph: GraphInfo, path: Path, compiled: CompiledGraph, caches: CacheUse, backend: OpenVinoBackend
-    ) -> None:
-        self.name, self._path = graph.name, path
-        held = {name: tensor for tensor in compiled.inputs for name in tensor.get_names()}
-        self.inputs = {tensor.name: _as_held(tensor, held, caches) for tensor in graph.inputs}
-        self.outputs = {tensor.name: _as_held(tensor, held, caches) for tensor in graph.outputs}
-        self.caches, self.backend = caches, backend
-        self.types = {name: port.get_element_type() for name, port in held.items()}
-        self._compiled: CompiledGraph | None = compiled
-
-    def bind(self, feeds: Mapping[str, Buffer], results: Mapping[str, Buffer]) -> Step:
-        """See `Runner.bind`."""
-        symbols: dict[str, int] = {}
-        check_bindings(self.name, "inputs", self.inputs, feeds, symbols)
-        check_bindings(self.name, "outputs", self.outputs, results, symbols)
-        self.request(symbols)
-        return _BoundStep(self, dict(feeds), dict(results), symbols)
-
-    def run(self, feeds: Mapping[str, Buffer], results: Mapping[str, Buffer]) -> None:
-        """See `Runner.run`."""
-        self.bind(feeds, results)()
-
-    @property
-    def step_bytes(self) -> int | None:
-        """See `HasSteps`."""
-        return None if self._compiled is None else self._compiled.step_bytes
-
-    def close(self) -> None:
-        """Drop the compiled graph."""
-        self._compiled = None
-
-    def request(self, extents: Mapping[str, int]) -> CompiledRequest:
-        """The request for these extents of dynamic dimensions.
-
-        Raises: RunFailed after `close`; as `OpenVinoBackend.load` where a device compiles for each of them
-        """
-        if self._compiled is None:
-            raise RunFailed(f"the {self.name} graph was closed; open the session again")
-        try:
-            return self._compiled.request(extents)
-        except SdrpnError:
-            raise
-        except Exception as error:  # OpenVINO raises RuntimeError and its subclasses
-            raise _loading_error(self._path, error) from error
-
-
-class _BoundStep:
-    """A run with bound buffers, which become the tensors of the request when another step has used it since."""
-
-    def __init__(
-        self,
-        runner: OpenVinoRunner,
-        feeds: dict[str, Buffer],
-        results: dict[str, Buffer],
-        symbols: Mapping[str, int],
-    ) -> None:
-        self._runner, self._feeds, self._results, self._extents = runner, feeds, results, dict(symbols)
-        caches, types = runner.caches, runner.types
-        self._inputs = {
-            name: _tensor(_array(feeds[name]), types[name])
-            for name in feeds.keys() & types.keys()
-            if name not in caches.returned
-        }
-        self._outputs = {
-            name: _tensor(_array(buffer))
-            for name, buffer in results.items()
-            if name not in caches.returned.values() and not isinstance(buffer, PagedBuffer)
-        }
-        self._pages = {name: _array(feeds[name]) for name in caches.paged}
-        self._start = feeds["write_index"] if caches.paged or caches.returned else None
-        self._new_rows = symbols.get("sequence", 0)
-        self._length = symbols.get("cache_length", 0)
-        self._table = self._page_table(symbols) if caches.paged else None
-        self._returned = {
-            cache: np.zeros((*feeds[cache].shape[:2], self._new_rows, feeds[cache].shape[3]), feeds[cache].dtype)
-            for cache in caches.returned
-        }
-        self._outputs |= {caches.returned[cache]: _tensor(rows) for cache, rows in self._returned.items()}
-        backend = runner.backend
-        self._watch = SignalWatch(backend.cancellation.cancel, backend.cancellation.reset)
-
-    def _page_table(self, symbols: Mapping[str, int]) -> dict[str, Array]:
-        """The arrays of the inputs of `PageTable`."""
-        batch = symbols["batch"]
-        paged = self._feeds[next(iter(self._runner.caches.paged))]
-        assert isinstance(paged, PagedBuffer)
-        table = {
-            PageTable.PAST: np.zeros(batch, np.int32),
-            PageTable.BEGINS: np.arange(batch + 1, dtype=np.int32) * np.int32(self._new_rows),
-            PageTable.BLOCKS: np.arange(batch * paged.blocks, dtype=np.int32),
-            PageTable.BLOCK_BEGINS: np.arange(batch + 1, dtype=np.int32) * np.int32(paged.blocks),
-            PageTable.LONGEST: np.zeros((), np.int32),
-        }
-        self._inputs |= {name: _tensor(array) for name, array in table.items()}
-        return table
-
-    def __call__(self) -> None:
-        held = self._runner.request(self._extents)
-        request = held.request
-        starts = [] if self._start is None else self._start.read().tolist()
-        self._place(starts)
-        for cache in self._returned:
-            self._inputs[cache] = _tensor(np.ascontiguousarray(self._feeds[cache].read()))
-            request.set_tensor(cache, self._inputs[cache])
-        if held.bound is not self:
-            for name, tensor in self._inputs.items():
-                if name in held.inputs:
-                    request.set_tensor(name, tensor)
-            for name, tensor in self._outputs.items():
-                request.set_tensor(name, tensor)
-            held.bound = self
-        if held.caches is not None and self._table is not None:
-            held.caches.pages, held.caches.past = self._pages, self._table[PageTable.PAST]
-        try:
-            with self._watch:
-                self._runner.backend.infer(request)
-        except Exception as error:  # OpenVINO's exceptions have no common base except RuntimeError
-            held.bound = None
-            raise self._failure(error) from error
-        if self._runner.backend.cancellation.wished or self._watch.ended:
-            raise self._cancelled()
-        for cache, rows in self._returned.items():
-            for entry, start in enumerate(starts):
-                place = self._feeds[cache].entries(entry, entry + 1)
-                place.copy_rows(HostBuffer(rows[entry : entry + 1]), self._new_rows, start)
-
-    def _place(self, starts: Sequence[int]) -> None:
-        """Say where the new rows belong. Rows outside of the caches are refused: the library does not check them."""
-        for start in starts:
-            if not 0 <= start <= self._length - self._new_rows:
-                raise BadBundle(
-                    f"the {self._runner.name} graph failed in {_LIBRARY}: {self._new_rows} rows at {start} are outside "
-                    f"of caches of {self._length} rows; export the bundle again"
-                )
-        if self._table is not None:
-            self._table[PageTable.PAST][:] = starts
-            self._table[PageTable.LONGEST][()] = max(starts) + self._new_rows
-
-    def _cancelled(self) -> Cancelled:
-        return Cancelled(f"the {self._runner.name} graph was cancelled before it finished; ask again")
-
-    def _failure(self, error: Exception) -> SdrpnError:
-        """The error of a failed run. Names, types and shapes were checked before: the cause is memory, or the graph."""
-        if self._runner.backend.cancellation.wished or self._watch.ended:
-            return self._cancelled()
-        reason = f"the {self._runner.name} graph failed in {_LIBRARY}: {_first_line(error)}"
-        if _OF_THE_MACHINE.search(str(error)):
-            return RunFailed(reason)
-        return BadBundle(f"{reason}; export the bundle again")
-
-
-def _as_held(tensor: TensorInfo, held: Mapping[str, Any], caches: CacheUse) -> TensorInfo:
-    """A cache in the type and width in which the library holds it."""
-    cache = tensor.of or tensor.name
-    if not tensor.is_cache or cache not in held:
-        return tensor
-    width = held[cache].get_partial_shape()[-1]  # in 8 bits, scale and offset of a row follow its codes
-    dims = (*tensor.dims[:-1], width.get_length()) if cache in caches.paged else tensor.dims
-    return dataclasses.replace(tensor, dtype=held[cache].get_element_type().to_dtype().name, dims=dims)
-
-
-def _array(buffer: Buffer) -> Array:
-    if isinstance(buffer, PagedBuffer):
-        return buffer.pages
-    assert isinstance(buffer, HostBuffer)
-    return buffer.array
-
-
-def _tensor(array: Array, dtype: Any = None) -> openvino.Tensor:
-    """The array's own memory as a tensor. NumPy lacks some types: their bits are in integers."""
-    if dtype is None or array.dtype == dtype.to_dtype():
-        return openvino.Tensor(array, shared_memory=True)
-    return openvino.Tensor(array, array.shape, dtype)
-
 
 def _require_declared(path: Path, graph: GraphInfo, model: openvino.Model, caches: CacheUse) -> None:
     """Check the graph's inputs and outputs against the manifest: names, ranks and fixed dims."""
@@ -449,16 +244,3 @@ def _name(port: Any, declared: Container[str]) -> str:
     """Its declared name: compiling may add the names of values that became the same."""
     names: list[str] = sorted(port.get_names())
     return next((name for name in names if name in declared), names[0])
-
-
-def _loading_error(path: Path, error: Exception) -> SdrpnError:
-    reason = f"{_LIBRARY} cannot load {path}: {_first_line(error)}"
-    of_the_machine = isinstance(error, MemoryError) or _OF_THE_MACHINE.search(str(error))
-    return RunFailed(reason) if of_the_machine else BadBundle(f"{reason}; export the bundle again")
-
-
-def _first_line(error: BaseException) -> str:
-    """The last line of OpenVINO's trace that says something: those above it name its source files."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [line for line in lines if not line.startswith(("Exception from", "Check '"))]
-    return (telling or lines or [type(error).__name__])[0]

@@ -11,6 +11,7 @@ from typing import Any
 import openvino
 
 from sdrpn.bundle.bundle import GraphInfo
+from sdrpn.host.threads import usable_cores
 from sdrpn.runtime.backends.openvino_device import OpenVinoDevice
 from sdrpn.runtime.backends.openvino_steps import MOST_SEQUENCES, ConstantProduct, StepCaches, StepModel
 
@@ -62,7 +63,8 @@ class CompiledGraph:
     def add_steps(self, native: ModuleType, products: Sequence[ConstantProduct]) -> None:
         """Run single rows in a model of their own, which `self.model` becomes: see `StepModel`."""
         types = {port.get_any_name(): port.get_element_type().get_type_name() for port in self.inputs}
-        threads = int(self._options["INFERENCE_NUM_THREADS"])
+        # The library takes more threads than there are cores, the native module does not.
+        threads = min(int(self._options["INFERENCE_NUM_THREADS"]), usable_cores())
         self._steps = StepModel(native, self.model, products, self._graph, types, threads)
 
     @property

@@ -45,6 +45,28 @@ class OpenVinoDevice:
         """Whether a graph is compiled once more for all extents of its dynamic dimensions."""
         return self.name.startswith("NPU")
 
+    def require_options(self, *, kv_cache: str | None, activation_block: int | None, accurate: bool) -> None:
+        """Raise BadInput for an option that this device would ignore. Args: see `OpenOptions`"""
+        if kv_cache is not None and not self.paged:
+            raise BadInput(
+                f"kv_cache is {kv_cache}, for OpenVINO's device CPU; {self.name} holds caches as the graphs declare "
+                "them: leave it out",
+                options=("kv-cache",),
+            )
+        if not self.name.startswith("NPU"):
+            return
+        if activation_block is not None:
+            raise BadInput(
+                f"activation_block is {activation_block}, for OpenVINO's devices CPU and GPU; {self.name} chooses its "
+                "own types: leave it out",
+                options=("activation-block",),
+            )
+        if accurate:
+            raise BadInput(
+                f"accurate is for OpenVINO's devices CPU and GPU; {self.name} chooses its own types: leave it out",
+                options=("accurate",),
+            )
+
     def require_bf16(self, cpu: Cpu) -> None:
         """Raise BadInput where products in bfloat16 are not faster: the library would imitate them."""
         if self.name != "CPU":

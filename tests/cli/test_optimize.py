@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 from collections import namedtuple
 from collections.abc import Callable
@@ -35,6 +36,10 @@ from tests.damage import edit_json
 from tests.pictures import photo
 from tests.tolerances import REUSE_LOGITS_ABS
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 with contextlib.suppress(ImportError):  # where it is not installed, its tests are skipped
     from sdrpn.runtime.backends import openvino as openvino_module
 
@@ -454,6 +459,30 @@ class TestRefusals:
         path, graph = graph_of(opened, "trunk")
         with pytest.raises(RunFailed, match="of the trunk graph changed when it was saved; is the disk full"):
             save_graph(graph, path, opened.path, tmp_path / "trunk.onnx", 1)
+
+    @pytest.mark.skipif(resource is None, reason="no limits of files here")
+    @pytest.mark.parametrize(
+        ("library", "told"),
+        [
+            (
+                "onnxruntime",
+                r"could not write rpn\.onnx \(.*Failed to write .*\); its disk has .* free: free some space",
+            ),
+            ("openvino", r"OpenVINO .* could not write rpn\.xml \(.*\); its disk has .* free: free some space and try"),
+        ],
+    )
+    def test_a_disk_that_fills_up(self, sdrpn: Command, bundle: Path, library: str, told: str) -> None:
+        """As far as files may not grow: what the libraries say of it does not tell that the disk is full."""
+        if library == "openvino":
+            pytest.importorskip("openvino")
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+        try:
+            outcome = sdrpn("optimize", bundle, "--threads", 1, "--variant", INT4, "--for", library)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert re.search(f"the rpn graph was not saved: .*{told}", refusal(outcome, 1))
+        assert list(bundle.glob("optimized/*/*")) == []
 
     def test_a_failure_leaves_nothing(self, sdrpn: Command, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def fail(self: OptimizedManifest) -> str:

@@ -34,6 +34,7 @@ openvino = pytest.importorskip("openvino")
 openvino_graph = pytest.importorskip("sdrpn.runtime.backends.openvino_graph")
 openvino_backend = pytest.importorskip("sdrpn.runtime.backends.openvino")
 openvino_device = pytest.importorskip("sdrpn.runtime.backends.openvino_device")
+openvino_runner = pytest.importorskip("sdrpn.runtime.backends.openvino_runner")
 
 QUESTION = "What does the sign say?"
 BF16_FEATURES = openvino_device.BF16_FEATURES
@@ -157,6 +158,32 @@ class TestDevices:
         monkeypatch.setattr(openvino.Core, "available_devices", property(lambda core: ["CPU"]))
         with pytest.raises(BadInput, match=expected):
             Session.open(text_bundle, device=name)
+
+    @pytest.mark.parametrize(
+        ("device", "options", "expected"),
+        [
+            (
+                "GPU",
+                {"kv_cache": "int8"},
+                "kv_cache is int8, for OpenVINO's device CPU; GPU holds caches as the graphs",
+            ),
+            (
+                "NPU",
+                {"kv_cache": "int8"},
+                "kv_cache is int8, for OpenVINO's device CPU; NPU holds caches as the graphs",
+            ),
+            ("NPU", {"activation_block": 0}, "activation_block is 0, for OpenVINO's devices CPU and GPU; NPU chooses"),
+            ("NPU", {"accurate": True}, "accurate is for OpenVINO's devices CPU and GPU; NPU chooses its own types"),
+            ("GPU", {"decode_copy": True}, "decode_copy is for OpenVINO's device CPU, which has native decode steps"),
+            ("GPU", {"vision_type": "bf16"}, "vision_type is bf16, for OpenVINO's device CPU; GPU chooses its own"),
+        ],
+    )
+    def test_an_option_that_it_would_ignore(
+        self, text_bundle: Path, monkeypatch: pytest.MonkeyPatch, device: str, options: dict[str, Any], expected: str
+    ) -> None:
+        monkeypatch.setattr(openvino.Core, "available_devices", property(lambda core: ["CPU", "GPU", "NPU"]))
+        with pytest.raises(BadInput, match=expected):
+            Session.open(text_bundle, backend="openvino", device=device, **options)
 
     def test_another_library_has_no_names(self, text_bundle: Path) -> None:
         with pytest.raises(BadInput, match="onnxruntime has no device 'CPU', which is one of openvino; expected the n"):
@@ -394,13 +421,13 @@ def test_a_large_graph_runs_once_when_it_is_loaded(
 ) -> None:
     """So kernels pack its weights before other graphs are in memory; it computes the same behind that."""
     runs = list[str]()
-    infer = openvino_backend.OpenVinoBackend.infer
+    run = openvino_runner.Inference.run
 
     def counted(self: Any, request: Any) -> None:
         runs.append("run")
-        infer(self, request)
+        run(self, request)
 
-    monkeypatch.setattr(openvino_backend.OpenVinoBackend, "infer", counted)
+    monkeypatch.setattr(openvino_runner.Inference, "run", counted)
     taps = []
     for least, expected in ((10**9, 0), (0, 1)):
         monkeypatch.setattr(openvino_backend, "_LARGE_BYTES", least)
