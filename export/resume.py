@@ -7,9 +7,10 @@ space. The folder does not load as a bundle. It is removed when an export is com
 from __future__ import annotations
 
 import os
-import shutil
 from contextlib import suppress
 from pathlib import Path
+
+from sdrpn.host.partial import remove_partial
 
 __all__ = ["FinishedFiles"]
 
@@ -32,7 +33,7 @@ class FinishedFiles:
     def take(self, folder: Path, sizes: dict[str, int]) -> frozenset[str]:
         """Link finished files into `folder`, and return their names; `sizes` has the files of this export."""
         if not self._is_ours():
-            shutil.rmtree(self._folder, ignore_errors=True)
+            remove_partial(self._folder)
             return frozenset()
         taken = set()
         for name, size_bytes in sizes.items():
@@ -46,7 +47,7 @@ class FinishedFiles:
     def keep(self, folder: Path, names: tuple[str, ...]) -> None:
         """Keep files of `folder` that are complete. Without hard links in the file system, nothing is kept."""
         if not self._is_ours():
-            shutil.rmtree(self._folder, ignore_errors=True)
+            remove_partial(self._folder)
             self._folder.mkdir(parents=True)
             (self._folder / _KEY_NAME).write_text(self._key, encoding="ascii")
         for name in names:
@@ -58,7 +59,7 @@ class FinishedFiles:
 
     def drop(self) -> None:
         """Remove the folder: the export is complete."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        remove_partial(self._folder)
 
     def _is_ours(self) -> bool:
         key = self._folder / _KEY_NAME

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -38,6 +37,7 @@ from sdrpn.gate.options import GateOptions
 from sdrpn.gate.probe import fit_probe
 from sdrpn.gate.start import gate_spec, gate_to_train
 from sdrpn.host.atomic import replacing_file
+from sdrpn.host.partial import remove_partial
 from sdrpn.host.progress import ShowProgress, show_nothing
 from sdrpn.method.policy import ModelPolicy
 from sdrpn.method.spec import ModelSpec
@@ -302,7 +302,7 @@ def _write(request: GateTraining, spec: ModelSpec, gate: Gate, report: GateRepor
     own_note = f"the gate was trained on {report.samples} questions, seed {request.options.seed}"
     note = "; ".join(text for text in (request.rpn_note, own_note) if text)
     write_rpn(out, spec, read, note=note, policy=policy)
-    shutil.rmtree(out / STATE, ignore_errors=True)  # the gate is written: leftovers are not an error
+    remove_partial(out / STATE)  # the gate is written: leftovers are not an error
 
 
 def _description(request: GateTraining, report: GateReport) -> dict[str, Any]:

@@ -194,11 +194,11 @@ def _swap_in(temporary: Path, target: Path) -> None:
         target.rename(old)
         temporary.rename(target)
         # The new folder is in place: failing to delete the old one is not an error.
-        shutil.rmtree(old, ignore_errors=True)
+        remove_partial(old)
     except BaseException:  # Ctrl-C may also arrive right after a completed rename
         if not target.exists():
             old.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
+        remove_partial(old)
         raise
 
 

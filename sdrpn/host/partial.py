@@ -51,9 +51,9 @@ def remove_leftovers(target: Path) -> None:
 
 
 def remove_partial(temporary: Path) -> None:
-    """Remove a temporary if it still exists; raises nothing, so as not to hide an earlier exception.
+    """Remove a temporary file or folder, or one that is not needed any more, if it exists; raises nothing.
 
-    A link goes, and what it leads to stays.
+    So an earlier exception is not hidden. A link goes, and what it leads to stays.
     """
     if temporary.is_dir() and not temporary.is_symlink():
         shutil.rmtree(temporary, ignore_errors=True)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +29,7 @@ from sdrpn.checkpoint.rpn_file import write_rpn
 from sdrpn.errors import BadInput
 from sdrpn.families.registry import family_of
 from sdrpn.host.atomic import replacing_file
+from sdrpn.host.partial import remove_partial
 from sdrpn.host.progress import ShowProgress, show_nothing
 from sdrpn.method.policy import ModelPolicy
 from sdrpn.method.spec import ModelSpec
@@ -214,7 +214,7 @@ def _write(request: TrainRequest, spec: ModelSpec, state: dict[str, Tensor], rep
     options = request.options
     note = f"trained in {report.steps} steps on {report.pairs} labelled questions, seed {options.seed}"
     write_rpn(out, spec, read, note=note, policy=_policy(spec, history))
-    shutil.rmtree(out / STATE, ignore_errors=True)  # the RPN is written: leftovers are not an error
+    remove_partial(out / STATE)  # the RPN is written: leftovers are not an error
 
 
 def _policy(spec: ModelSpec, history: History) -> ModelPolicy | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from sdrpn.host.file_lock import locked_folder
 from sdrpn.host.libraries import importing_extra
 from sdrpn.host.links import real_file
 from sdrpn.host.machine import read_cpu
+from sdrpn.host.partial import remove_partial
 from sdrpn.host.progress import Advance, unseen
 from sdrpn.host.sizes import text_from_bytes
 from sdrpn.runtime.backends import onnxruntime_version
@@ -207,7 +207,7 @@ def optimize(request: OptimizeRequest, progress: Advance = unseen) -> OptimizedG
         saved = save_graphs(bundle, request, progress)
         stale = stale_folders(bundle, saved.folder)
         for folder in stale:
-            shutil.rmtree(folder, ignore_errors=True)  # on some systems not while a process has mapped it
+            remove_partial(folder)  # on some systems not while a process has mapped it
     return dataclasses.replace(saved, removed=tuple(folder for folder in stale if not folder.exists()))
 
 

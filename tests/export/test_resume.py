@@ -84,6 +84,22 @@ def test_files_of_another_checkpoint_are_not_taken(
     assert not (tmp_path / ".bundle.unfinished").exists()
 
 
+def test_a_link_in_its_place_is_removed(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it leads to is nobody's leftover, and stays."""
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "kept").touch()
+    (tmp_path / ".bundle.unfinished").symlink_to("disk")
+    undo = breaking_off_at("llm.head.weight", monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        export_bundle(tiny_checkpoint, tmp_path / "bundle", OPTIONS, resume=True)
+    undo()
+    assert not (tmp_path / ".bundle.unfinished").is_symlink()
+    assert (tmp_path / ".bundle.unfinished" / "weights").is_dir()
+    export_bundle(tiny_checkpoint, tmp_path / "bundle", OPTIONS, resume=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "disk"]
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["kept"]
+
+
 def test_a_file_of_another_size_is_written_again(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

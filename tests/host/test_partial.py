@@ -12,6 +12,7 @@ import pytest
 
 from sdrpn.host.atomic import replacing_directory, replacing_file
 from sdrpn.host.partial import remove_leftovers, remove_partial, temporary_beside
+from tests.sources import modules
 
 AT_WORK = """
 import sys, time
@@ -77,3 +78,9 @@ def test_a_link_goes_and_what_it_leads_to_stays(tmp_path: Path, leads_to: str) -
     remove_partial(temporary)
     assert not temporary.is_symlink()
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder", "kept"]
+
+
+def test_nothing_else_removes_folders() -> None:
+    """`shutil.rmtree` leaves a link where it is, without a word if errors are ignored."""
+    found = [module for module, path in modules().items() if "rmtree" in path.read_text(encoding="utf-8")]
+    assert found == ["sdrpn.host.partial"]
