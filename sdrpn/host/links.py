@@ -15,7 +15,7 @@ from typing import TypeAlias
 
 from sdrpn.errors import BadInput, SdrpnError
 
-__all__ = ["AllowLinks", "allowing_links", "link_roots", "real_file"]
+__all__ = ["AllowLinks", "allowing_links", "files_below", "link_roots", "real_file"]
 
 # True: links may point anywhere. Folders: also below these.
 AllowLinks: TypeAlias = bool | str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -60,6 +60,28 @@ def real_file(path: Path, roots: Sequence[Path], error: type[SdrpnError]) -> Pat
             options=(f"allow_links {real.parent}",),
         )
     return real
+
+
+def files_below(folder: Path, roots: Sequence[Path], error: type[SdrpnError]) -> list[Path]:
+    """Every file in a folder and in its subfolders, linked ones too, which `Path.rglob` leaves out; in order.
+
+    Raises `error` for a link that leaves all roots, leads to nothing, or to a folder that it is in.
+    """
+    return list(_files(folder, roots, error, (_real(folder),)))
+
+
+def _files(folder: Path, roots: Sequence[Path], error: type[SdrpnError], above: tuple[Path, ...]) -> Iterator[Path]:
+    """As `files_below`. Args: above: real folders on the way to this one, which is the last of them"""
+    for path in sorted(folder.iterdir()):
+        real = real_file(path, roots, error) if path.is_symlink() else path
+        if not real.exists():
+            raise error(f"{path} is a link to {real}, which does not exist; remove it, or put that back")
+        if real.is_file():
+            yield path
+        elif real.is_dir():
+            if path.is_symlink() and any(place.is_relative_to(real) for place in above):
+                raise error(f"{path} is a link to {real}, a folder that it is in; remove it")
+            yield from _files(path, roots, error, (*above, _real(path)))
 
 
 def _blobs(real: Path) -> list[Path]:

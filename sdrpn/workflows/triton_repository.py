@@ -15,9 +15,10 @@ from PIL import Image
 
 from sdrpn.bundle.bundle import Bundle, open_bundle
 from sdrpn.bundle.shipped import bundle_path
-from sdrpn.errors import BadInput
+from sdrpn.errors import BadBundle, BadInput
 from sdrpn.host.atomic import replacing_directory, require_free_space
 from sdrpn.host.field_types import CheckedFields
+from sdrpn.host.links import files_below
 from sdrpn.runtime.triton_model import INPUTS, OUTPUTS
 from sdrpn.workflows.opened_session import require_tokenizer
 
@@ -76,7 +77,7 @@ def write_triton_repository(request: TritonRequest) -> TritonRepository:
     bundle = open_bundle(bundle_path(request.bundle))
     require_tokenizer(bundle)
     name = request.out.resolve().name
-    files = sorted(path for path in bundle.path.rglob("*") if path.is_file()) if request.copy else []
+    files = files_below(bundle.path, bundle.roots, BadBundle) if request.copy else []
     size_bytes = sum(path.stat().st_size for path in files)
     require_free_space(request.out, size_bytes, advice="or name the bundle where it lies")
     with replacing_directory(request.out) as folder:

@@ -9,7 +9,7 @@ import pytest
 
 from sdrpn.errors import BadBundle, BadInput
 from sdrpn.host import links
-from sdrpn.host.links import AllowLinks, allowing_links, link_roots, real_file
+from sdrpn.host.links import AllowLinks, allowing_links, files_below, link_roots, real_file
 
 
 def leads_to(path: Path, folder: Path, allow: AllowLinks = ()) -> Path:
@@ -134,3 +134,40 @@ class TestPackage:
         link = linked(tmp_path / "m" / "f", links._PACKAGE / "default" / "manifest.json")
         with pytest.raises(BadBundle, match="leaves"):
             leads_to(link, link.parent)
+
+
+class TestFilesBelow:
+    def below(self, folder: Path, allow: AllowLinks = ()) -> list[str]:
+        found = files_below(folder, link_roots(folder, allow), BadBundle)
+        return [path.relative_to(folder).as_posix() for path in found]
+
+    def test_linked_folders_and_files(self, tmp_path: Path) -> None:
+        file_in(tmp_path / "m" / "weights", "a.bin")
+        file_in(tmp_path / "disk" / "engines" / "l4", "b.engine")
+        linked(tmp_path / "m" / "engines", tmp_path / "disk" / "engines")
+        linked(tmp_path / "m" / "c.bin", tmp_path / "m" / "weights" / "a.bin")
+        (tmp_path / "m" / "empty").mkdir()
+        assert self.below(tmp_path / "m", tmp_path / "disk") == ["c.bin", "engines/l4/b.engine", "weights/a.bin"]
+        with pytest.raises(BadBundle, match=r"engines is a link that leaves .*allow links to "):
+            self.below(tmp_path / "m")
+
+    @pytest.mark.parametrize(
+        ("leads_to", "message"),
+        [
+            ("m/nothing", "is a link to .*nothing, which does not exist; remove it, or put that back"),
+            ("m", "is a link to .*m, a folder that it is in; remove it"),
+            ("m/below", "is a link to .*below, a folder that it is in; remove it"),
+        ],
+    )
+    def test_links_that_cannot_be_followed(self, tmp_path: Path, leads_to: str, message: str) -> None:
+        (tmp_path / "m" / "below").mkdir(parents=True)
+        linked(tmp_path / "m" / "below" / "link", tmp_path / leads_to)
+        with pytest.raises(BadBundle, match=message):
+            self.below(tmp_path / "m")
+
+    def test_links_to_each_other_end(self, tmp_path: Path) -> None:
+        linked(tmp_path / "m" / "a" / "b", tmp_path / "m" / "c")
+        (tmp_path / "m" / "c").mkdir()
+        linked(tmp_path / "m" / "c" / "d", tmp_path / "m" / "a")
+        with pytest.raises(BadBundle, match="a folder that it is in"):
+            self.below(tmp_path / "m")

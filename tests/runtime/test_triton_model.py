@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import io
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,8 +16,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sdrpn.errors import BadInput
+from sdrpn.bundle.shipped import bundle_path
+from sdrpn.errors import BadBundle, BadInput
 from sdrpn.families.look_settings import LookSettings
+from sdrpn.host.links import allowing_links
 from sdrpn.method.policy import OWN
 from sdrpn.runtime import Session
 from sdrpn.workflows.triton_repository import TritonRequest, write_triton_repository
@@ -198,3 +201,20 @@ def test_without_a_copy(tmp_path: Path) -> None:
     config = read_config(tmp_path / "m")
     assert Path(config["parameters"]["bundle"]["string_value"]).is_absolute()
     assert not (tmp_path / "m" / "bundle").exists()
+
+
+def test_linked_folders_are_copied(tmp_path: Path) -> None:
+    """Such as engines on another disk."""
+    bundle, out = tmp_path / "bundle", tmp_path / "m"
+    shutil.copytree(bundle_path("demo"), bundle)
+    (bundle / "weights").rename(tmp_path / "disk")
+    (bundle / "weights").symlink_to(tmp_path / "disk")
+    with pytest.raises(BadBundle, match="weights is a link that leaves"):
+        write_triton_repository(TritonRequest(bundle, out))
+    assert not out.exists()
+    with allowing_links([tmp_path / "disk"]):
+        made = write_triton_repository(TritonRequest(bundle, out))
+    weights = out / "bundle" / "weights"
+    assert not weights.is_symlink()
+    assert {path.name for path in weights.iterdir()} == {path.name for path in (tmp_path / "disk").iterdir()}
+    assert made.size_bytes == sum(path.stat().st_size for path in (out / "bundle").rglob("*") if path.is_file())
