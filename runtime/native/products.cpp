@@ -19,10 +19,9 @@ constexpr size_t kAlignment = 64;
 constexpr size_t kHugePage = size_t{2} << 20;
 constexpr int kTasksPerThread = 4;  // so that a thread that is held up leaves its share to the others
 
-template <typename Value>
-std::unique_ptr<Value, FreeBytes> zeros(int64_t count) {
-    const size_t alignment = count * sizeof(Value) < 2 * kHugePage ? kAlignment : kHugePage;
-    const size_t bytes = (count * sizeof(Value) + kAlignment - 1) / kAlignment * kAlignment;
+std::unique_ptr<uint8_t, FreeBytes> zeros(int64_t count) {
+    const size_t alignment = count < static_cast<int64_t>(2 * kHugePage) ? kAlignment : kHugePage;
+    const size_t bytes = (count + kAlignment - 1) / kAlignment * kAlignment;
     void* made = nullptr;
     if (posix_memalign(&made, alignment, std::max(bytes, kAlignment)) != 0) throw std::bad_alloc();
 #ifdef MADV_HUGEPAGE
@@ -30,7 +29,7 @@ std::unique_ptr<Value, FreeBytes> zeros(int64_t count) {
     if (alignment == kHugePage) madvise(made, bytes / kHugePage * kHugePage, MADV_HUGEPAGE);
 #endif
     std::memset(made, 0, bytes);
-    return std::unique_ptr<Value, FreeBytes>(static_cast<Value*>(made));
+    return std::unique_ptr<uint8_t, FreeBytes>(static_cast<uint8_t*>(made));
 }
 
 // The code at `index`, as a number from 0 to 15.
@@ -39,33 +38,36 @@ uint8_t nibble(const uint8_t* codes, int64_t index) {
     return ((index % 2 == 0 ? both : both >> 4) & 15) ^ 8;  // of two's complement: + 8
 }
 
-void pack_int4(const uint8_t* from, int inputs, int columns, int first, uint8_t* to) {
-    const int count = std::min(kTile, columns - first);
-    for (int input = 0; input < inputs; ++input) {
+// Of one block of `inputs` from row `first_input` on, kTile columns from `first` on.
+struct Piece {
+    int first_input, inputs, first, count;
+};
+
+void pack_int4(const uint8_t* from, int columns, const Piece& piece, uint8_t* to) {
+    for (int input = 0; input < piece.inputs; ++input) {
         uint8_t* group = to + static_cast<int64_t>(input / kStep) * 64;
+        const int64_t row = static_cast<int64_t>(piece.first_input + input) * columns;
         const int within = input % kStep;
-        for (int column = 0; column < count; ++column) {
-            const uint8_t code = nibble(from, static_cast<int64_t>(input) * columns + first + column);
+        for (int column = 0; column < piece.count; ++column) {
+            const uint8_t code = nibble(from, row + piece.first + column);
             group[column * 4 + within % 4] |= within < 4 ? code : code << 4;
         }
     }
 }
 
-void pack_int8(const uint8_t* from, int inputs, int columns, int first, uint8_t* to) {
-    const int count = std::min(kTile, columns - first);
-    for (int input = 0; input < inputs; ++input) {
-        for (int column = 0; column < count; ++column) {
-            to[static_cast<int64_t>(input / 4) * 64 + column * 4 + input % 4] =
-                from[static_cast<int64_t>(input) * columns + first + column] ^ 128;
+void pack_int8(const uint8_t* from, int columns, const Piece& piece, uint8_t* to) {
+    for (int input = 0; input < piece.inputs; ++input) {
+        uint8_t* group = to + static_cast<int64_t>(input / 4) * 64;
+        const int64_t row = static_cast<int64_t>(piece.first_input + input) * columns;
+        for (int column = 0; column < piece.count; ++column) {
+            group[column * 4 + input % 4] = from[row + piece.first + column] ^ 128;
         }
     }
 }
 
-void pack_words(const uint16_t* from, int rows, int columns, int first, uint16_t* to) {
-    const int count = std::min(kTile, columns - first);
-    for (int row = 0; row < rows; ++row) {
-        std::copy_n(from + static_cast<int64_t>(row) * columns + first, count, to + static_cast<int64_t>(row) * kTile);
-    }
+// One row of float16: kTile of its columns.
+void pack_words(const uint16_t* from, int64_t row, int columns, const Piece& piece, uint8_t* to) {
+    std::memcpy(to, from + row * columns + piece.first, piece.count * sizeof(uint16_t));
 }
 
 struct RowBuffers {
@@ -100,27 +102,34 @@ ProductLoops loops_of(const char* instructions) {
 void FreeBytes::operator()(void* bytes) const { std::free(bytes); }
 
 Matrix pack(Code code, const void* codes, const uint16_t* scales, int inputs, int columns, int block) {
-    const int64_t numbers = static_cast<int64_t>(inputs) * kTile;
-    const int64_t tile_bytes = code == Code::kInt4 ? numbers / 2 : code == Code::kInt8 ? numbers : numbers * 2;
-    const int blocks = code == Code::kHalf ? 0 : inputs / block;
-    const int64_t tile_scales = static_cast<int64_t>(blocks) * kTile;
     const int count = (columns + kTile - 1) / kTile;
-    auto packed = zeros<uint8_t>(count * tile_bytes);
-    auto packed_scales = zeros<uint16_t>(count * tile_scales);
-    for (int tile = 0; tile < count; ++tile) {
-        uint8_t* to = packed.get() + tile * tile_bytes;
-        const int first = tile * kTile;
-        if (code == Code::kInt4) {
-            pack_int4(static_cast<const uint8_t*>(codes), inputs, columns, first, to);
-        } else if (code == Code::kInt8) {
-            pack_int8(static_cast<const uint8_t*>(codes), inputs, columns, first, to);
-        } else {
-            pack_words(static_cast<const uint16_t*>(codes), inputs, columns, first, reinterpret_cast<uint16_t*>(to));
-        }
-        if (blocks != 0) pack_words(scales, blocks, columns, first, packed_scales.get() + tile * tile_scales);
+    const int blocks = code == Code::kHalf ? 0 : inputs / block;
+    Tiles tiles{nullptr, inputs, columns, block, 0, 0};
+    if (code == Code::kHalf) {
+        tiles.tile_bytes = static_cast<int64_t>(inputs) * kTile * 2;
+    } else {
+        tiles.block_bytes = static_cast<int64_t>(block) * kTile / (code == Code::kInt4 ? 2 : 1);
+        const int64_t groups = (blocks + kBlocksTogether - 1) / kBlocksTogether;
+        tiles.tile_bytes = groups * kScaleBytes + blocks * tiles.block_bytes;
     }
-    const Tiles tiles{packed.get(), packed_scales.get(), inputs, columns, block, tile_bytes, tile_scales};
-    return Matrix{code, tiles, count, std::move(packed), std::move(packed_scales)};
+    auto memory = zeros(count * tiles.tile_bytes);
+    tiles.bytes = memory.get();
+    for (int tile = 0; tile < count; ++tile) {
+        uint8_t* to = memory.get() + tile * tiles.tile_bytes;
+        Piece piece{0, block, tile * kTile, std::min(kTile, columns - tile * kTile)};
+        if (code == Code::kHalf) {
+            for (int64_t row = 0; row < inputs; ++row) {
+                pack_words(static_cast<const uint16_t*>(codes), row, columns, piece, to + row * kTile * 2);
+            }
+        }
+        for (int number = 0; number < blocks; ++number) {
+            piece.first_input = number * block;
+            pack_words(scales, number, columns, piece, to + scales_at(tiles, number));
+            const auto pack_codes = code == Code::kInt4 ? pack_int4 : pack_int8;
+            pack_codes(static_cast<const uint8_t*>(codes), columns, piece, to + codes_at(tiles, number));
+        }
+    }
+    return Matrix{code, tiles, count, std::move(memory)};
 }
 
 void multiply(const Matrix& matrix, const float* rows, int count, float* out, int threads, const char* instructions) {

@@ -15,6 +15,8 @@ constexpr int kHalves = kTile / kLanes;   // registers for a tile
 
 __m256i bytes_of(const uint8_t* from) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(from)); }
 
+const uint16_t* words_of(const uint8_t* bytes) { return reinterpret_cast<const uint16_t*>(bytes); }
+
 __m256 floats_of(const uint16_t* halves) {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(halves)));
 }
@@ -98,8 +100,7 @@ void coded_rows(const Part& part, const CodedRows& rows) {
     const __m256i lower = _mm256_set1_epi8(15);
     for (int number = part.first * kHalves; number < part.last * kHalves; ++number) {
         const int tile = number / kHalves, half = number % kHalves;
-        const uint8_t* at = matrix.codes + tile * matrix.tile_bytes + half * 32;
-        const uint16_t* scales = matrix.scales + tile * matrix.tile_scales + half * kLanes;
+        const uint8_t* from = matrix.bytes + tile * matrix.tile_bytes;
         __m256 result[kRows];
         for (auto& each : result) each = _mm256_setzero_ps();
         for (int block = 0; block < blocks; ++block) {
@@ -108,6 +109,7 @@ void coded_rows(const Part& part, const CodedRows& rows) {
                 sums[row].low = _mm256_set1_epi32(-kOffset * rows.sums[static_cast<int64_t>(row) * blocks + block]);
                 sums[row].high = _mm256_setzero_si256();
             }
+            const uint8_t* at = from + codes_at(matrix, block) + half * 32;
             for (int step = 0; step < steps; ++step, at += 64) {
                 const __m256i both = bytes_of(at);
                 const __m256i first = _mm256_and_si256(both, lower);
@@ -121,7 +123,7 @@ void coded_rows(const Part& part, const CodedRows& rows) {
                     sums[row].high = _mm256_add_epi32(sums[row].high, sums_of(second, with_second));
                 }
             }
-            const __m256 scale = floats_of(scales + static_cast<int64_t>(block) * kTile);
+            const __m256 scale = floats_of(words_of(from + scales_at(matrix, block)) + half * kLanes);
             for (int row = 0; row < kRows; ++row) {
                 const __m256i high = kBits == 4 ? sums[row].high : _mm256_slli_epi32(sums[row].high, 4);
                 const __m256 sum = _mm256_cvtepi32_ps(_mm256_add_epi32(sums[row].low, high));
@@ -137,9 +139,8 @@ template <int kRows>
 void half_rows(const Part& part, const float* rows) {
     const Tiles& matrix = part.matrix;
     for (int number = part.first * kHalves; number < part.last * kHalves; ++number) {
-        const auto* numbers =
-            reinterpret_cast<const uint16_t*>(matrix.codes + number / kHalves * matrix.tile_bytes) +
-            number % kHalves * kLanes;
+        const uint16_t* numbers =
+            words_of(matrix.bytes + number / kHalves * matrix.tile_bytes) + number % kHalves * kLanes;
         __m256 sums[kRows][4];
         for (auto& of_row : sums) {
             for (auto& each : of_row) each = _mm256_setzero_ps();

@@ -10,14 +10,9 @@
 namespace sdrpn {
 namespace {
 
-struct Tile {
-    const uint8_t* codes;
-    const uint16_t* scales;
-};
+const uint8_t* tile_of(const Tiles& matrix, int number) { return matrix.bytes + number * matrix.tile_bytes; }
 
-Tile tile_of(const Tiles& matrix, int number) {
-    return {matrix.codes + number * matrix.tile_bytes, matrix.scales + number * matrix.tile_scales};
-}
+const uint16_t* words_of(const uint8_t* bytes) { return reinterpret_cast<const uint16_t*>(bytes); }
 
 __m512 floats_of(const uint16_t* halves) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(halves)));
@@ -73,8 +68,7 @@ void int4_rows(const Part& part, const CodedRows& rows) {
     const int blocks = matrix.inputs / matrix.block, steps = matrix.block / kStep;
     const __m512i lower = _mm512_set1_epi8(15);
     for (int number = part.first; number < part.last; ++number) {
-        const Tile tile = tile_of(matrix, number);
-        const uint8_t* at = tile.codes;
+        const uint8_t* tile = tile_of(matrix, number);
         __m512 result[kRows];
         for (auto& each : result) each = _mm512_setzero_ps();
         for (int block = 0; block < blocks; ++block) {
@@ -83,6 +77,8 @@ void int4_rows(const Part& part, const CodedRows& rows) {
                 even[row] = _mm512_set1_epi32(-8 * rows.sums[static_cast<int64_t>(row) * blocks + block]);
                 odd[row] = _mm512_setzero_si512();
             }
+            const uint8_t* at = tile + codes_at(matrix, block);
+            const uint16_t* scales = words_of(tile + scales_at(matrix, block));
             for (int step = 0; step < steps; ++step, at += 64) {
                 const __m512i both = _mm512_load_si512(at);
                 const __m512i first = _mm512_and_si512(both, lower);
@@ -94,7 +90,7 @@ void int4_rows(const Part& part, const CodedRows& rows) {
                     odd[row] = _mm512_dpbusd_epi32(odd[row], second, four_of(left + 4));
                 }
             }
-            const __m512 scale = floats_of(tile.scales + static_cast<int64_t>(block) * kTile);
+            const __m512 scale = floats_of(scales);
             for (int row = 0; row < kRows; ++row) {
                 const __m512 sum = _mm512_cvtepi32_ps(_mm512_add_epi32(even[row], odd[row]));
                 const __m512 left = _mm512_set1_ps(rows.scales[static_cast<int64_t>(row) * blocks + block]);
@@ -110,8 +106,7 @@ void int8_rows(const Part& part, const CodedRows& rows) {
     const Tiles& matrix = part.matrix;
     const int blocks = matrix.inputs / matrix.block, steps = matrix.block / 4;
     for (int number = part.first; number < part.last; ++number) {
-        const Tile tile = tile_of(matrix, number);
-        const uint8_t* at = tile.codes;
+        const uint8_t* tile = tile_of(matrix, number);
         __m512 result[kRows];
         for (auto& each : result) each = _mm512_setzero_ps();
         for (int block = 0; block < blocks; ++block) {
@@ -119,6 +114,8 @@ void int8_rows(const Part& part, const CodedRows& rows) {
             for (int row = 0; row < kRows; ++row) {
                 sums[row] = _mm512_set1_epi32(-128 * rows.sums[static_cast<int64_t>(row) * blocks + block]);
             }
+            const uint8_t* at = tile + codes_at(matrix, block);
+            const uint16_t* scales = words_of(tile + scales_at(matrix, block));
             for (int step = 0; step < steps; ++step, at += 64) {
                 const __m512i codes = _mm512_load_si512(at);
                 for (int row = 0; row < kRows; ++row) {
@@ -127,7 +124,7 @@ void int8_rows(const Part& part, const CodedRows& rows) {
                     sums[row] = _mm512_dpbusd_epi32(sums[row], codes, four_of(left));
                 }
             }
-            const __m512 scale = floats_of(tile.scales + static_cast<int64_t>(block) * kTile);
+            const __m512 scale = floats_of(scales);
             for (int row = 0; row < kRows; ++row) {
                 const __m512 left = _mm512_set1_ps(rows.scales[static_cast<int64_t>(row) * blocks + block]);
                 const __m512 sum = _mm512_mul_ps(_mm512_cvtepi32_ps(sums[row]), left);
@@ -142,7 +139,7 @@ template <int kRows>
 void half_rows(const Part& part, const float* rows) {
     const Tiles& matrix = part.matrix;
     for (int number = part.first; number < part.last; ++number) {
-        const auto* numbers = reinterpret_cast<const uint16_t*>(tile_of(matrix, number).codes);
+        const uint16_t* numbers = words_of(tile_of(matrix, number));
         __m512 sums[kRows][4];
         for (auto& of_row : sums) {
             for (auto& each : of_row) each = _mm512_setzero_ps();

@@ -40,17 +40,19 @@ void coded(const Part& part, const CodedRows& rows, int offset, CodeAt code_at) 
     const int blocks = matrix.inputs / matrix.block;
     for (int row = 0; row < part.rows; ++row) {
         for (int column = part.first * kTile; column < std::min(part.last * kTile, matrix.columns); ++column) {
-            const uint8_t* codes = matrix.codes + column / kTile * matrix.tile_bytes;
-            const uint16_t* scales = matrix.scales + column / kTile * matrix.tile_scales;
+            const uint8_t* tile = matrix.bytes + column / kTile * matrix.tile_bytes;
             float result = 0.0f;
             for (int block = 0; block < blocks; ++block) {
                 const int64_t at = static_cast<int64_t>(row) * blocks + block;
+                const uint8_t* codes = tile + codes_at(matrix, block);
+                const auto* scales = reinterpret_cast<const uint16_t*>(tile + scales_at(matrix, block));
+                const int8_t* left = rows.codes + static_cast<int64_t>(row) * matrix.inputs +
+                                     static_cast<int64_t>(block) * matrix.block;
                 int32_t sum = -offset * rows.sums[at];
-                for (int input = block * matrix.block; input < (block + 1) * matrix.block; ++input) {
-                    sum += code_at(codes, column % kTile, input) *
-                           rows.codes[static_cast<int64_t>(row) * matrix.inputs + input];
+                for (int input = 0; input < matrix.block; ++input) {
+                    sum += code_at(codes, column % kTile, input) * left[input];
                 }
-                const float scale = float_of(scales[static_cast<int64_t>(block) * kTile + column % kTile]);
+                const float scale = float_of(scales[column % kTile]);
                 result = std::fma(static_cast<float>(sum) * rows.scales[at], scale, result);
             }
             part.out[static_cast<int64_t>(row) * matrix.columns + column] = result;
@@ -76,7 +78,7 @@ void half(const Part& part, const float* rows) {
     for (int row = 0; row < part.rows; ++row) {
         for (int column = part.first * kTile; column < std::min(part.last * kTile, matrix.columns); ++column) {
             const auto* numbers =
-                reinterpret_cast<const uint16_t*>(matrix.codes + column / kTile * matrix.tile_bytes);
+                reinterpret_cast<const uint16_t*>(matrix.bytes + column / kTile * matrix.tile_bytes);
             float sums[4] = {};
             for (int input = 0; input < matrix.inputs; ++input) {
                 float& sum = sums[input % 4];
