@@ -16,7 +16,7 @@ import onnxruntime
 from sdrpn.bundle.bundle import GraphInfo
 from sdrpn.errors import BadBundle, RunFailed
 from sdrpn.runtime.backends.arrays import run_on_arrays, trial_feeds
-from sdrpn.runtime.backends.external_data import graph_with_real_files
+from sdrpn.runtime.backends.external_data import graph_with_real_files, require_files
 from sdrpn.runtime.backends.failures import first_line, not_saved
 from sdrpn.runtime.backends.onnxruntime import WEIGHTS_FOLDER, OnnxRuntimeBackend, load_session, session_options
 from sdrpn.runtime.backends.runner import Array
@@ -36,6 +36,7 @@ def save_graph(graph: GraphInfo, model: bytes | Path, weights: Path, out: Path, 
     """
     backend = OnnxRuntimeBackend("onnxruntime", threads)
     content = model if isinstance(model, bytes) else model.read_bytes()
+    require_files(weights / graph.file, content, graph.weights, _LIBRARY)
     content, weights = graph_with_real_files(content, weights) or (content, weights)
     options = _saving(session_options(backend.threads), weights, out)
     try:

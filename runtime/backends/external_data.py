@@ -26,6 +26,8 @@ _FIELDS = {
     "tensor": {13: "entry"},
 }
 _KEY, _VALUE = 1, 2  # of an entry
+# Libraries take the offset of a file with such a name as an address of this process.
+_IN_MEMORY = "_ORT_MEM_ADDR_"
 # Without this word no entry below names a file: most nodes of a graph need not be read.
 _LOCATION = re.compile(rb"location")
 _VARINT, _EIGHT_BYTES, _COUNTED, _FOUR_BYTES = 0, 1, 2, 5
@@ -47,7 +49,7 @@ def external_files(content: bytes) -> frozenset[str]:
 
 
 def require_files(path: Path, content: bytes, weights: Sequence[str], library: str) -> None:
-    """Check that a graph takes its weights from listed files only.
+    """Check that a graph takes its weights from listed files only, and not from addresses in memory.
 
     Args:
         weights: the only files that they may be in: those that were verified
@@ -55,9 +57,14 @@ def require_files(path: Path, content: bytes, weights: Sequence[str], library: s
     Raises: BadBundle
     """
     try:
-        others = sorted(external_files(content) - {*weights})
+        names = external_files(content)
     except BadBundle as error:
         raise BadBundle(f"{library} cannot load {path}: {error}") from error
+    if any(_IN_MEMORY in name for name in names):  # even where a file of that name is listed
+        raise BadBundle(
+            f"{path} takes weights from an address in memory ({_IN_MEMORY}), not from a file; export the bundle again"
+        )
+    others = sorted(names - {*weights})
     if others:
         raise BadBundle(
             f"{path} takes weights from {others[0]!r}, which is not listed as a file of this graph; export the bundle "
@@ -83,7 +90,7 @@ def graph_with_real_files(content: bytes, folder: Path) -> tuple[bytes, Path] | 
     names = external_files(content)
     if all(os.path.realpath(folder / name) == os.path.join(real_folder, name) for name in names):  # noqa: PTH118
         return None
-    root = Path(real_folder).anchor
+    root = os.path.commonpath([real_folder, *(os.path.dirname(os.path.realpath(folder / name)) for name in names)])  # noqa: PTH120
     return with_files(content, lambda name: os.path.relpath(os.path.realpath(folder / name), root)), Path(root)
 
 

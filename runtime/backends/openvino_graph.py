@@ -20,8 +20,9 @@ import openvino
 from openvino import opset15 as ops
 from openvino.frontend.onnx import ConversionExtension
 
-from sdrpn.errors import BadBundle
-from sdrpn.host.working_folder import run_in_folder
+from sdrpn.errors import BadBundle, RunFailed
+from sdrpn.host.partial import remove_partial, temporary_beside
+from sdrpn.host.working_folder import NoFolderOfItsOwn, run_in_folder
 from sdrpn.runtime.backends.external_data import graph_with_real_files
 
 __all__ = [
@@ -83,10 +84,31 @@ def new_core() -> openvino.Core:
 def read_onnx(core: openvino.Core, content: bytes, folder: Path) -> openvino.Model:
     """A graph whose weights are in files; their names are relative to `folder`, and links may lead out of it.
 
-    OpenVINO takes weights from below the working folder alone.
+    OpenVINO takes weights from below the working folder alone, or the folder of a graph's file.
+    Raises: RunFailed where threads have no working folders, as in a container, and no file can be written
     """
     real, root = graph_with_real_files(content, folder) or (content, Path(os.path.realpath(folder)))
-    return run_in_folder(root, lambda: core.read_model(real))
+    try:
+        return run_in_folder(root, lambda: core.read_model(real))
+    except NoFolderOfItsOwn as error:
+        return _read_beside(core, real, root, error)
+
+
+def _read_beside(core: openvino.Core, content: bytes, root: Path, obstacle: NoFolderOfItsOwn) -> openvino.Model:
+    """As `read_onnx`, from a file that lies in `root` for a moment."""
+    path = temporary_beside(root / "graph.onnx")
+    try:
+        path.write_bytes(content)
+    except OSError as error:
+        remove_partial(path)
+        raise RunFailed(
+            f"{obstacle}; instead a file is written there for a moment, which failed ({error.strerror}): make it "
+            "writable, or use a copy of the bundle without links"
+        ) from error
+    try:
+        return core.read_model(path)
+    finally:
+        remove_partial(path)
 
 
 def use_pages(model: openvino.Model, name: str) -> CacheUse:

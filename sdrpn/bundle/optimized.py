@@ -187,6 +187,10 @@ def find_optimized(
         manifest = OptimizedManifest.from_json(value)
     except BadInput as error:
         raise BadBundle(f"{path} cannot be understood ({error}); {_advice(folder)}") from error
+    made_for = manifest.variant, manifest.library, manifest.version, manifest.cpu_sha256
+    if made_for != (variant.name, library, version, cpu.digest):  # a folder that was renamed
+        what = f"{manifest.variant} with {manifest.library} {manifest.version} on {manifest.cpu}"
+        return None, f"the optimized graphs in {folder} are for {what}, not for its name; {_advice(folder, manifest)}"
     if not _is_of(manifest, bundle, variant):
         return None, f"{folder} was made from another export of this bundle; {_advice(folder, manifest)}"
     return OptimizedSet(folder, manifest, bundle.roots), None

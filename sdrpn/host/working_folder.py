@@ -12,22 +12,27 @@ from typing import TypeVar
 
 from sdrpn.errors import RunFailed
 
-__all__ = ["run_in_folder"]
+__all__ = ["NoFolderOfItsOwn", "run_in_folder"]
 
 _CLONE_FS = 0x200  # of unshare(2): the working folder is the thread's own from then on
 _Result = TypeVar("_Result")
 
 
+class NoFolderOfItsOwn(RunFailed):
+    """Threads of this system have the working folder of their process."""
+
+
 def run_in_folder(folder: Path, work: Callable[[], _Result]) -> _Result:
     """The result of `work`, called on a thread of its own whose working folder is `folder`.
 
-    Raises: RunFailed where threads cannot have one of their own; what `work` raises
+    Raises: NoFolderOfItsOwn where threads cannot have one, such as in containers that may not unshare anything; what
+        `work` raises
     """
 
     def there() -> _Result:
         unshare = getattr(ctypes.CDLL(None, use_errno=True), "unshare", None) if sys.platform == "linux" else None
         if unshare is None or unshare(_CLONE_FS) != 0:
-            raise RunFailed(
+            raise NoFolderOfItsOwn(
                 f"this system has no working folder for one thread, and {folder} has to be one for a moment"
             )
         os.chdir(folder)

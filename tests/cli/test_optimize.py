@@ -309,6 +309,23 @@ class TestWhereItFits:
         assert note.startswith(f"the optimized graphs are for {folder.name}, not for ort-")
         assert note.endswith(f"sdrpn optimize {bundle} --variant fused-fp32 (or run without them: optimized=False)")
 
+    @pytest.mark.parametrize(
+        ("entry", "value", "told"),
+        [
+            ("version", "1.2.3", "are for fused-fp32 with onnxruntime 1.2.3 on "),
+            ("cpu_sha256", "0" * 64, "are for fused-fp32 with onnxruntime "),
+            ("variant", "fused-int4", "are for fused-int4 with onnxruntime "),
+        ],
+    )
+    def test_a_folder_that_was_renamed_is_not_used(
+        self, sdrpn: Command, bundle: Path, entry: str, value: str, told: str
+    ) -> None:
+        folder = optimized(sdrpn, bundle)
+        edit_json(folder / OPTIMIZED_NAME, lambda manifest: manifest.update({entry: value}))
+        note = note_of(bundle)
+        assert note.startswith(f"the optimized graphs in {folder} {told}")
+        assert "not for its name; make them again: sdrpn optimize " in note
+
     def test_another_export_makes_them_stale(self, sdrpn: Command, bundle: Path, text_checkpoint: Path) -> None:
         optimized(sdrpn, bundle, "--variant", INT4)
         export_bundle(text_checkpoint, bundle, ExportOptions("int4", method="hqq"))
@@ -483,6 +500,12 @@ class TestRefusals:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
         assert re.search(f"the rpn graph was not saved: .*{told}", refusal(outcome, 1))
         assert list(bundle.glob("optimized/*/*")) == []
+
+    def test_weights_that_are_not_listed(self, bundle: Path, tmp_path: Path) -> None:
+        path, graph = graph_of(open_bundle(bundle), "trunk")
+        content = with_files(path.read_bytes(), lambda name: "../elsewhere.bin")
+        with pytest.raises(BadBundle, match=r"takes weights from '\.\./elsewhere\.bin', which is not listed as a file"):
+            save_graph(graph, content, bundle, tmp_path / "trunk.onnx", 1)
 
     def test_a_failure_leaves_nothing(self, sdrpn: Command, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def fail(self: OptimizedManifest) -> str:

@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from sdrpn.errors import BadBundle
-from sdrpn.runtime.backends.external_data import external_files, graph_with_real_files, with_files
+from sdrpn.runtime.backends.external_data import external_files, graph_with_real_files, require_files, with_files
 
 
 def external(name: str, file: str) -> TensorProto:
@@ -48,6 +48,14 @@ def test_renamed_as_the_library_would_and_nothing_else_changes() -> None:
     assert external_files(renamed) == {f"/{'long' * 50}/{name}" for name in FILES}
     back = with_files(renamed, lambda name: name.split("/", 2)[2])
     assert onnx.load_from_string(back) == model
+
+
+@pytest.mark.parametrize("name", ["*/_ORT_MEM_ADDR_/*", "./*/_ORT_MEM_ADDR_/*"])
+def test_weights_at_an_address_in_memory(name: str) -> None:
+    """A library would read what lies at their offset, even where a file of that name is listed."""
+    content = helper.make_model(helper.make_graph([], "g", [], [], [external("a", name)])).SerializeToString()
+    with pytest.raises(BadBundle, match=r"trunk.onnx takes weights from an address in memory \(_ORT_MEM_ADDR_\), not"):
+        require_files(Path("trunk.onnx"), content, [name], "A Library")
 
 
 def test_graphs_of_a_bundle(tiny_bundle: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import re
 import sys
 from pathlib import Path
@@ -13,9 +14,10 @@ import pytest
 
 from sdrpn.bundle.bundle import Bundle, GraphInfo, open_bundle
 from sdrpn.checkpoint import write_random_checkpoint
-from sdrpn.errors import BadBundle, BadInput, Cancelled, MissingDependency
+from sdrpn.errors import BadBundle, BadInput, Cancelled, MissingDependency, RunFailed
 from sdrpn.export import ExportOptions, export_bundle
 from sdrpn.host.machine import Cpu, read_cpu
+from sdrpn.host.working_folder import NoFolderOfItsOwn
 from sdrpn.method.spec import ModelSpec
 from sdrpn.runtime import Session
 from sdrpn.runtime.backends import open_backend, openvino_info
@@ -56,6 +58,10 @@ def windowed_bundle(tiny_spec: ModelSpec, tmp_path_factory: pytest.TempPathFacto
 @pytest.fixture(scope="module")
 def libraries() -> tuple[Backend, Backend]:
     return open_backend("onnxruntime", 1), open_backend("openvino", 1)
+
+
+def fail(*arguments: object) -> None:
+    raise OSError(errno.EROFS, "Read-only file system")
 
 
 def loaded(backend: Backend, bundle: Bundle, graph: str) -> Any:
@@ -270,6 +276,30 @@ class TestLoading:
             found = session.answer(photo(), QUESTION, max_new_tokens=4)
         with Session.open(text_bundle, backend="openvino", variant="fused-fp32", threads=1) as session:
             assert session.answer(photo(), QUESTION, max_new_tokens=4).token_ids == found.token_ids
+
+    @pytest.mark.parametrize("linked", [False, True])
+    def test_where_threads_have_no_working_folder(
+        self, text_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, linked: bool
+    ) -> None:
+        """As in a container that may not unshare it: the graph lies beside its weights for a moment."""
+        bundle = copied(text_bundle, tmp_path / "bundle")
+        if linked:
+            (bundle / "weights").rename(tmp_path / "weights")
+            (bundle / "weights").symlink_to(tmp_path / "weights")
+        core, path = openvino_graph.new_core(), bundle / "trunk.fused-fp32.onnx"
+        operators = len(openvino_graph.read_onnx(core, path.read_bytes(), bundle).get_ops())
+
+        def refuse(folder: Path, work: object) -> None:
+            raise NoFolderOfItsOwn(f"no working folder, and {folder} has to be one for a moment")
+
+        monkeypatch.setattr(openvino_graph, "run_in_folder", refuse)
+        files = sorted(tmp_path.rglob("*"))
+        assert len(openvino_graph.read_onnx(core, path.read_bytes(), bundle).get_ops()) == operators
+        assert sorted(tmp_path.rglob("*")) == files
+        monkeypatch.setattr(Path, "write_bytes", fail)
+        expected = "no working folder, and .* has to be one for a moment; instead a file is written there for a moment"
+        with pytest.raises(RunFailed, match=expected):
+            openvino_graph.read_onnx(core, path.read_bytes(), bundle)
 
     def test_weights_from_a_file_that_is_not_listed(self, text_bundle: Path) -> None:
         bundle = open_bundle(text_bundle)
