@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import pytest
 
+from tests.limits import LIMIT_S
 from tests.workers import LONGEST, MOST_WORKERS, cores, give_whole_files, longest_first, made_once
 
 ROOT = Path(__file__).parents[1]
@@ -27,7 +28,7 @@ class TestMadeOnce:
     def test_workers_that_ask_at_the_same_time_get_one(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Each has a folder of its own below that of the run. A lock on a file that was opened twice counts twice."""
         monkeypatch.setenv("PYTEST_XDIST_WORKER", "gw0")
-        together, made = Barrier(4), []
+        together, made = Barrier(4, timeout=LIMIT_S), []
 
         def make(path: Path) -> None:
             made.append(path)

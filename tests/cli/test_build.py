@@ -26,6 +26,7 @@ from sdrpn.runtime.engines.preflight import Problem, check_engines
 from sdrpn.workflows import engine_trial
 from tests.cli.command import Command, refusal
 from tests.damage import edit_json
+from tests.limits import eventually
 
 pytest.importorskip("tensorrt_rtx_bindings")
 
@@ -204,9 +205,8 @@ def started(bundle: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "sdrpn.cli.main", "build", str(bundle), *TARGET, "--graphs", "trunk"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE)
     folder = bundle / "engines" / "rtx-4090"
-    while not folder.exists():  # made right before
-        assert process.poll() is None
-        time.sleep(0.005)
+    eventually(lambda: folder.exists() or process.poll() is not None)  # it is made right before
+    assert process.poll() is None
     return process
 
 

@@ -26,6 +26,7 @@ from sdrpn.method.roi import RoiPolicy
 from sdrpn.method.spec import ModelSpec
 from tests.cli.command import Command, refusal
 from tests.damage import copied, cut, edit_json
+from tests.limits import line_of
 from tests.runtime.test_gates import write_gated
 
 OFFICIAL = {
@@ -420,7 +421,7 @@ def test_a_signal_in_the_middle(tiny_checkpoint: Path, tmp_path: Path, number: i
     with process:
         assert process.stdout is not None
         assert process.stderr is not None
-        assert process.stdout.readline() == b"saving\n"
+        assert line_of(process, process.stdout) == b"saving\n"
         assert list(tmp_path.iterdir()), "a hidden temporary folder"
         process.send_signal(number)
         assert process.wait(timeout=30) == code

@@ -20,6 +20,7 @@ from sdrpn.cli import main as frame
 from sdrpn.cli.main import JOBS, VERBS, main
 from sdrpn.errors import BadInput, RunFailed
 from sdrpn.terminal.parser import UsageError
+from tests.limits import ended_soon
 
 HEAVY = ("numpy", "torch", "onnx", "onnxruntime", "PIL", "rich", "tokenizers", "transformers", "jinja2")
 
@@ -335,7 +336,7 @@ class TestSignals:
         codes: list[int] = []
         thread = threading.Thread(target=lambda: codes.append(main(["doctor"])))
         thread.start()
-        thread.join()
+        ended_soon(thread)
         assert codes == [0]
 
 

@@ -23,6 +23,7 @@ from mcp.types import CallToolResult, ImageContent
 
 from sdrpn.tags import shipped_scene
 from tests.cli.command import Command, refusal
+from tests.limits import LIMIT_S, line_of
 
 SCENE = shipped_scene()
 KEY = "0123456789abcdef0123"
@@ -63,15 +64,14 @@ def serving(*arguments: str, **pipes: Any) -> Iterator[subprocess.Popen[bytes]]:
         yield process
     finally:
         process.kill()
-        process.communicate()
+        process.communicate(timeout=LIMIT_S)
 
 
 @contextmanager
 def serving_http(*arguments: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """The process, and the address that it says."""
     with serving("--http", "0", *arguments) as process:
-        assert process.stderr is not None
-        line = process.stderr.readline().decode()
+        line = line_of(process, process.stderr).decode()
         found = re.fullmatch(r"sdrpn: MCP at (http://127\.0\.0\.1:\d+/mcp)\n", line)
         assert found is not None, line
         yield process, found.group(1)
@@ -119,10 +119,9 @@ def test_a_signal_ends_it(number: signal.Signals) -> None:
     """While it waits for its input."""
     with serving(stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin is not None
-        assert process.stdout is not None
         process.stdin.write(INITIALIZE)
         process.stdin.flush()
-        assert b'"serverInfo"' in process.stdout.readline()
+        assert b'"serverInfo"' in line_of(process, process.stdout)
         process.send_signal(number)
         assert process.wait(30) == 128 + number
 

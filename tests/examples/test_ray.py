@@ -24,6 +24,7 @@ import pytest
 
 from sdrpn.runtime import Session
 from sdrpn.tags import tag_samples
+from tests.limits import killing_after
 from tests.runtime.server.serving import chat_body, data_url
 from tests.sources import ROOT
 
@@ -90,10 +91,11 @@ def started(port: int) -> Iterator[list[str]]:
     assert process.stderr is not None
     said = []
     try:
-        for line in process.stderr:
-            said.append(line)
-            if "listening on" in line:
-                break
+        with killing_after(process):
+            for line in process.stderr:
+                said.append(line)
+                if "listening on" in line:
+                    break
         with ThreadPoolExecutor(1) as reading:  # what it prints later must not block it
             reading.submit(process.stderr.read)
             yield said

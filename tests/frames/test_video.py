@@ -25,6 +25,7 @@ from sdrpn.frames.thinning import ReadOptions
 from sdrpn.frames.video import open_video_file
 from tests.frames.fakes import PATIENCE_S
 from tests.frames.movies import CODECS, FPS, cut_off, halves, movie, streamed, turned, unknown_codec, without_index
+from tests.limits import ended_soon
 from tests.tolerances import VIDEO_COLOUR_ABS, VIDEO_TIME_S
 
 FRAMES = 40
@@ -267,7 +268,7 @@ def test_a_live_stream_is_taken_at_its_newest_frame() -> None:
             assert feed._changed.wait_for(lambda: reader.dropped >= 10, PATIENCE_S)
         second = next(feed)
     ended.set()
-    sender.join()
+    ended_soon(sender)
     assert second.index == first.index + 1 + second.dropped - first.dropped
     assert second.dropped >= 10
 

@@ -12,6 +12,7 @@ import pytest
 
 from sdrpn.host.atomic import replacing_directory, replacing_file
 from sdrpn.host.partial import remove_leftovers, remove_partial, temporary_beside
+from tests.limits import line_of
 from tests.sources import modules
 
 AT_WORK = """
@@ -29,8 +30,7 @@ def test_the_next_run_removes_what_a_killed_one_left(tmp_path: Path, writing: Ca
     target = tmp_path / "out[1].d"
     command = [sys.executable, "-c", AT_WORK.format(function=writing.__name__), str(target)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
-        assert child.stdout is not None
-        temporary = Path(child.stdout.readline().strip())
+        temporary = Path(line_of(child, child.stdout).strip())
         remove_leftovers(target)
         assert temporary.exists()  # it is at work
         child.kill()

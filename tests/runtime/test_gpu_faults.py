@@ -16,6 +16,7 @@ from sdrpn.errors import BadInput, RunFailed
 from sdrpn.runtime import Session
 from sdrpn.runtime.backends.cuda import CudaFault
 from sdrpn.runtime.backends.tensorrt_library import Library
+from tests.limits import ended_soon
 from tests.runtime.asking import ask
 from tests.runtime.fake_tensorrt import Severity
 from tests.runtime.gpu import FakeGpu, fake_gpu
@@ -109,7 +110,7 @@ def test_complaints_are_kept_thread_by_thread(gpu: FakeGpu) -> None:
     log.log(Severity.ERROR, "mine")
     other = threading.Thread(target=lambda: log.log(Severity.ERROR, "of another session"))
     other.start()
-    other.join()
+    ended_soon(other)
     assert log.last() == "mine"
     assert Library("tensorrt", gpu.trt).log is log
 

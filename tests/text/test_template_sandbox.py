@@ -11,6 +11,7 @@ from sdrpn.errors import BadInput
 from sdrpn.text.chat_template import render_chat
 from sdrpn.text.template_prices import OverBudget
 from sdrpn.text.template_sandbox import MAX_SOURCE_CHARACTERS, MeteredSandbox
+from tests.limits import ended_soon
 from tests.text.test_chat_template import CHATML, IMAGE_FIRST, LLAMA_3, LLAVA_HF, MISTRAL, VICUNA
 
 DOUBLING = "{% set ns = namespace(x=START) %}{% for i in range(40) %}STEP{% endfor %}"
@@ -145,7 +146,7 @@ def test_the_budget_is_each_renderings_own() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        ended_soon(thread)
     assert not errors
 
 

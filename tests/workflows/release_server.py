@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sdrpn.errors import BadInput
+from tests.limits import line_of
 
 __all__ = ["serving"]
 
@@ -24,7 +25,7 @@ def serving(store: Path, *options: str | Path) -> Iterator[str]:
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
     assert process.stderr is not None
     try:
-        for line in process.stderr:
+        while line := line_of(process, process.stderr):
             if found := re.search(r"listening on (http://\S+)", line):
                 yield found.group(1)
                 break

@@ -28,6 +28,7 @@ from sdrpn.workflows.release_install import (
 from sdrpn.workflows.release_pack import PackRequest, pack_release, sign_release, verify_release
 from sdrpn.workflows.release_trial import try_release
 from tests.damage import copied, flip_byte
+from tests.limits import ended_soon
 from tests.release.small_releases import NOW, write_key_pair
 from tests.runtime.engine_files import TARGET, write_engines
 from tests.workflows.recorded_progress import RecordedProgress
@@ -348,7 +349,7 @@ def service(is_ready: Callable[[], bool]) -> Iterator[str]:
         yield f"http://127.0.0.1:{server.server_address[1]}/readyz"
     finally:
         server.shutdown()
-        thread.join()
+        ended_soon(thread)
         server.server_close()
 
 

@@ -6,7 +6,6 @@ import base64
 import contextlib
 import io
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from sdrpn.runtime.server import ServerOptions, create_app
 from sdrpn.runtime.server.running import Running, Watch, listen
 from sdrpn.runtime.server.service import Service
 from sdrpn.tags import shipped_scene
+from tests.limits import ended_soon, eventually
 
 __all__ = ["QUESTION", "Server", "chat_body", "data_url", "png_of", "scene_url", "serving"]
 
@@ -56,16 +56,15 @@ def serving(
     options = options or ServerOptions(model="demo")
     app = create_app(session, options, reopen, tracing, accept)
     server = Running(app, listening, Watch(stopping=app.state.service.admission.close), options.idle_timeout_s)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
     try:
-        while not server.started:
-            assert thread.is_alive()
-            time.sleep(0.01)
+        eventually(lambda: server.started or not thread.is_alive())
+        assert thread.is_alive()
         yield Server(f"http://127.0.0.1:{listening.getsockname()[1]}", session, app.state.service)
     finally:
         server.should_exit = True
-        thread.join()
+        ended_soon(thread)
         listening.close()
         app.state.service.close()
 

@@ -101,7 +101,7 @@ def test_no_request_is_lost(server: Server) -> None:
         finally:
             done.set()
         for each in asking:
-            each.result()
+            each.result(60)
     assert len(replies) >= 12
     assert set(replies) == {EXPECTED}
 
@@ -204,7 +204,7 @@ def test_only_one_at_a_time(server: Server, bundles: Bundles) -> None:
             assert answered(server) == EXPECTED
         finally:
             go_on.set()
-        assert first.result().status_code == 200
+        assert first.result(60).status_code == 200
 
 
 def test_a_server_in_a_program_says_who_can() -> None:

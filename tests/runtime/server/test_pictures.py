@@ -16,6 +16,7 @@ from sdrpn.runtime.server.faults import Fault
 from sdrpn.runtime.server.options import ServerOptions
 from sdrpn.runtime.server.pictures import PictureSources, largest_of_shape, read_below
 from sdrpn.runtime.server.urls import fetch_public, is_public
+from tests.limits import ended_soon
 from tests.pictures import photo
 
 MOST = 1 << 20
@@ -138,7 +139,7 @@ def port() -> Iterator[int]:
         thread.start()
         yield server.server_port
         server.shutdown()
-        thread.join()
+        ended_soon(thread)
 
 
 class TestUrls:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -20,6 +22,7 @@ import httpx
 import pytest
 
 from sdrpn.tags import shipped_scene
+from tests.limits import killing_after
 from tests.runtime.server.serving import chat_body, scene_url
 
 EXPECTED = shipped_scene().expected
@@ -50,12 +53,13 @@ def started(*options: str, port: int = 0) -> Iterator[Process]:
     lines: list[str] = []
     reader = threading.Thread(target=lines.extend, args=(process.stderr,))
     try:
-        for line in process.stderr:
-            lines.append(line)
-            if "listening on" in line:
-                break
-        else:
-            pytest.fail("".join(lines))
+        with killing_after(process):
+            for line in process.stderr:
+                lines.append(line)
+                if "listening on" in line:
+                    break
+            else:
+                pytest.fail("".join(lines))
         reader.start()
         yield Process(process, lines[-1].split()[-1], lines)
     finally:
@@ -77,7 +81,7 @@ def test_sigterm_finishes_what_runs() -> None:
         replies = []
         for each in asking:
             with contextlib.suppress(httpx.ConnectError):  # it came after the listener had closed
-                replies.append(each.result())
+                replies.append(each.result(60))
         assert server.process.wait(30) == 0
     for reply in replies:
         if reply.status_code == 200:
@@ -88,9 +92,18 @@ def test_sigterm_finishes_what_runs() -> None:
     assert not any("Traceback" in line for line in server.lines)
 
 
+def lasting_port() -> int:
+    """A free port that no other process gets by asking for any: those are from 32768 on, unless a system says so."""
+    for port in random.sample(range(20_000, 30_000), 100):
+        with socket.socket() as free, contextlib.suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            return port
+    pytest.fail("no port is free")
+
+
 def test_after_kill_the_next_one_answers() -> None:
-    with started() as server, ThreadPoolExecutor(4) as threads:
-        port = int(server.url.rpartition(":")[2])
+    port = lasting_port()
+    with started(port=port) as server, ThreadPoolExecutor(4) as threads:
         asking = [threads.submit(server.ask, max_tokens=8) for _ in range(8)]
         time.sleep(0.1)
         server.signal(signal.SIGKILL)
@@ -121,7 +134,7 @@ def test_sighup_reloads_under_load() -> None:
                 time.sleep(0.05)
             done.set()
             for each in asking:
-                each.result()
+                each.result(60)
         assert set(found) == {EXPECTED}
         assert server.ask(max_tokens=8).is_success
 

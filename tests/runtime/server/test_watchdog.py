@@ -19,6 +19,7 @@ from sdrpn.runtime import Session
 from sdrpn.runtime.server import ServerOptions
 from sdrpn.runtime.server.watchdog import EXIT_CODE, StuckWork, Watchdog
 from tests.endless_graph import make_vision_endless
+from tests.limits import line_of
 from tests.runtime.server.serving import chat_body, scene_url, serving
 
 # A server whose decode steps do not end once it listens, in two ways; those of the trial before that do.
@@ -133,7 +134,7 @@ def test_a_server_that_is_stuck_ends(stuck: str, exit_code: int, message: str, t
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=file, text=True)
     assert process.stdout is not None
     try:
-        url = process.stdout.readline().strip()
+        url = line_of(process, process.stdout).strip()
         statuses = set(until_closed(url))
         assert statuses <= {503}  # on a busy machine a first pass may be taken for stuck, and ended
         assert process.wait(30) == exit_code
