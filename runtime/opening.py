@@ -20,7 +20,7 @@ from sdrpn.host.atomic import require_writable_folder
 from sdrpn.host.field_types import CheckedFields
 from sdrpn.host.links import AllowLinks
 from sdrpn.release.installed import require_signed_bundle
-from sdrpn.runtime.backends.info import BackendInfo, OpenOptions
+from sdrpn.runtime.backends.info import BackendInfo, OpenOptions, require_compatible
 from sdrpn.runtime.backends.registry import AUTOMATIC, BACKENDS
 from sdrpn.runtime.backends.runner import Backend
 from sdrpn.runtime.backends.tensorrt import EngineOptions
@@ -63,6 +63,10 @@ class RunOptions(CheckedFields):
     vision_type: Literal["bf16"] | None = None
     verify: bool = True
     require_signed: tuple[Path, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_compatible(self)
 
 
 @dataclass(frozen=True)
@@ -139,8 +143,12 @@ class OpeningRequest:
                 f"for the backend {others}",
                 options=("decode-copy",),
             )
-        if self.run.vision_type is not None:
-            self._require_vision_type(info)
+        if self.run.vision_type is not None and "vision_type" not in info.takes:
+            raise BadInput(
+                f"{info.name} computes the vision tower in the type of its graph; leave vision_type out, or ask for "
+                f"the backend {others}",
+                options=("vision-type",),
+            )
         if block is None:
             return
         if not _is_whole(block, 0) or block % ACTIVATION_STEP != 0:
@@ -153,21 +161,6 @@ class OpeningRequest:
                 f"{info.name} rounds activations in the blocks of the weights; leave their blocks out, or ask for the "
                 f"backend {others}",
                 options=("activation-block",),
-            )
-
-    def _require_vision_type(self, info: BackendInfo) -> None:
-        """Raise BadInput for a type of the vision tower that the library or another option excludes."""
-        if "vision_type" not in info.takes:
-            others = ", ".join(name for name, other in BACKENDS.items() if "vision_type" in other.takes)
-            raise BadInput(
-                f"{info.name} computes the vision tower in the type of its graph; leave vision_type out, or ask for "
-                f"the backend {others}",
-                options=("vision-type",),
-            )
-        if self.run.accurate:
-            raise BadInput(
-                f"vision_type is {self.run.vision_type}, and accurate computes in fp32; leave one of them out",
-                options=("vision-type", "accurate"),
             )
 
     def _require_no_engine_options(self, info: BackendInfo) -> None:
@@ -186,11 +179,6 @@ class OpeningRequest:
         block = self.run.activation_block
         if not block:  # 0: they stay floats, as they are
             return
-        if self.run.accurate:
-            raise BadInput(
-                f"activation_block is {block}, and accurate keeps activations as floats; leave one of them out",
-                options=("activation-block", "accurate"),
-            )
         if PRECISIONS[variant.precision].bits != 4:
             raise BadInput(
                 f"activation_block is {block}; {variant.name} has no matrices in 4 bits, beside which activations "

@@ -11,13 +11,37 @@ from typing import Literal
 
 from sdrpn.bundle.bundle import Bundle, Variant
 from sdrpn.bundle.memory import MemoryNeeds
-from sdrpn.errors import SdrpnError
+from sdrpn.errors import BadInput, SdrpnError
 from sdrpn.host.libraries import VersionOf
 from sdrpn.host.machine import Machine
 from sdrpn.runtime.backends.runner import Backend
 from sdrpn.runtime.backends.tensorrt import EngineOptions
 
-__all__ = ["BackendInfo", "MemoryRequest", "OpenOptions", "Readiness"]
+__all__ = ["BackendInfo", "MemoryRequest", "OpenOptions", "Readiness", "require_compatible"]
+
+
+# Options of which one is refused beside the other, and what the second does. The first is given where it is true, the
+# second where it is neither None nor False: 0 activations share a scale with `accurate`, too.
+_EXCLUSIONS = (
+    ("vision_type", "accurate", "computes in fp32"),
+    ("activation_block", "accurate", "keeps activations as floats"),
+    ("decode_copy", "accurate", "keeps activations as floats, which native decode steps round"),
+    ("decode_copy", "activation_block", "is not for native decode steps, which round in the blocks of the weights"),
+)
+
+
+def require_compatible(options: object) -> None:
+    """Raise BadInput for two options that exclude each other, whatever library is to run.
+
+    Args: options: `OpenOptions`, or what they are made of
+    """
+    for first, second, why in _EXCLUSIONS:
+        value, other = getattr(options, first), getattr(options, second)
+        if value and other is not None and other is not False:
+            raise BadInput(
+                f"{first} is {value}, and {second} {why}; leave one of them out",
+                options=(first, second),
+            )
 
 
 @dataclass(frozen=True)
@@ -61,6 +85,9 @@ class OpenOptions:
     kv_cache: str | None = None  # "int8": where a library can hold float caches in 8 bits; None: as the graphs declare
     vision_type: str | None = None  # "bf16": where a library can compute the vision tower in it; None: in fp32 or fp16
     host_code: bool = False  # engines contain code for the CPU, as version-compatible ones do
+
+    def __post_init__(self) -> None:
+        require_compatible(self)
 
 
 @dataclass(frozen=True)

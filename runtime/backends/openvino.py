@@ -173,13 +173,6 @@ class OpenVinoBackend:
                 "again with a C++20 compiler (`sdrpn doctor` shows what is there)",
                 options=("decode-copy",),
             )
-        if self._accurate or self._activation_block is not None:
-            other = "accurate" if self._accurate else "activation_block"
-            raise BadInput(
-                f"decode_copy and {other} exclude each other: native decode steps round activations in the blocks of "
-                "the weights; leave one of them out",
-                options=("decode-copy", other.replace("_", "-")),
-            )
 
     def _options(self, graph: GraphInfo, codes: int | None) -> dict[str, Any]:
         """Args: codes: the fewest rows of a matrix in 4 bits that share a scale; None: there is no such matrix"""
