@@ -6,6 +6,7 @@
 namespace sdrpn {
 
 constexpr int kPageRows = 32;  // rows of a head in a block of a cache
+constexpr int kChunkPages = 4; // that are attended to together, by whichever thread: sums do not depend on the threads
 constexpr int kVector = 16;    // numbers that are added up side by side
 constexpr int kWidest = 512;   // channels of a head
 
@@ -23,21 +24,31 @@ struct AttentionJob {
     float scale;
 };
 
-// Neighbouring heads of the keys of one sequence, whose new row is in the cache.
-struct HeadsOfKeys {
-    const void *keys, *values;  // of their first block
-    int64_t block_stride;       // numbers from one block to the next
+// Some neighbouring pages of one sequence, whose new row is in its cache: as they are in memory, so that they are read in
+// one stream. What a query gets from them alone is put where `Merged` finds it.
+struct Chunk {
+    const void *keys, *values;  // of the first page
     const float* queries;       // of `heads` times `group` heads
-    float* out;
-    float *scores, *sums;  // room: for each query the rows of whole blocks; one for each query
-    int heads, group, width, first, end;  // rows [first, end)
+    int heads, group, width, pages;
+    int first, end;  // rows [first, end) of these pages are seen
     float scale;
+    float* scores;                 // room: (queries, pages * kPageRows)
+    float *out, *largest, *sums;  // (queries, width), weighted and not yet divided by the sum of the weights; (queries,)
+};
+
+// All chunks of one sequence, each with the largest score and the sum of the weights of its own.
+struct Merged {
+    int chunks, queries, width;
+    const float *parts, *sums;  // (chunks, queries, width), (chunks, queries)
+    float* largest;             // (chunks, queries), replaced by the factors of the parts
+    float* out;                 // (queries, width)
 };
 
 // One version for each instruction set; all give the same bits.
 struct AttentionLoops {
-    void (*half)(const HeadsOfKeys& job);
-    void (*full)(const HeadsOfKeys& job);
+    void (*half)(const Chunk& chunk);
+    void (*full)(const Chunk& chunk);
+    void (*merge)(const Merged& merged);
 };
 
 AttentionLoops plain_attention_loops();

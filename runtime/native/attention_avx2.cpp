@@ -62,6 +62,6 @@ inline void sums_of(const Vector vectors[4], float sums[4]) {
 
 }  // namespace
 
-AttentionLoops avx2_attention_loops() { return {attend_to<uint16_t>, attend_to<float>}; }
+AttentionLoops avx2_attention_loops() { return {attend_to<uint16_t>, attend_to<float>, merge}; }
 
 }  // namespace sdrpn

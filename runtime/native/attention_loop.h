@@ -8,6 +8,7 @@
 
 constexpr float kLeastExponent = -87.0f;  // below it e^x counts as 0
 constexpr float kMinusInfinity = -__builtin_inff();
+constexpr float kLeastScore = -3e38f;  // so that rows of which none is seen have weights of 0
 constexpr int kTogether = 4;  // rows, or vectors of a row
 
 float number_of(Vector values, bool sum) {
@@ -32,15 +33,15 @@ Vector exponential(Vector x) {
     return where_above(x, kLeastExponent, series * power_of_two(n));
 }
 
-// The scores of the rows of one block, for one query.
+// The scores of the rows of one page, for one query.
 template <typename Stored>
-void score_block(const HeadsOfKeys& job, const Stored* keys, const float* query, int first_row, float* scores) {
-    for (int row = 0; row < kPageRows; row += kTogether, keys += static_cast<int64_t>(kTogether) * job.width) {
+void score_page(const Chunk& chunk, const Stored* keys, const float* query, int first_row, float* scores) {
+    for (int row = 0; row < kPageRows; row += kTogether, keys += static_cast<int64_t>(kTogether) * chunk.width) {
         Vector sums[kTogether] = {zero(), zero(), zero(), zero()};
-        for (int channel = 0; channel < job.width; channel += kVector) {
+        for (int channel = 0; channel < chunk.width; channel += kVector) {
             const Vector part = load(query + channel);
             for (int each = 0; each < kTogether; ++each) {
-                const Vector key = load(keys + static_cast<int64_t>(each) * job.width + channel);
+                const Vector key = load(keys + static_cast<int64_t>(each) * chunk.width + channel);
                 sums[each] = multiplied_and_added(key, part, sums[each]);
             }
         }
@@ -48,35 +49,35 @@ void score_block(const HeadsOfKeys& job, const Stored* keys, const float* query,
         sums_of(sums, four);
         for (int each = 0; each < kTogether; ++each) {
             const int number = first_row + row + each;
-            const bool seen = number >= job.first && number < job.end;
-            scores[row + each] = seen ? four[each] * job.scale : kMinusInfinity;
+            const bool seen = number >= chunk.first && number < chunk.end;
+            scores[row + each] = seen ? four[each] * chunk.scale : kMinusInfinity;
         }
     }
 }
 
-// Scores -> weights, of which the sum is returned.
-float weigh(float* scores, int count) {
-    Vector most = all(kMinusInfinity);
+// Scores -> weights, of which the sum is returned; the largest score goes to `largest`.
+float weigh(float* scores, int count, float& largest) {
+    Vector most = all(kLeastScore);
     for (int i = 0; i < count; i += kVector) most = larger(most, load(scores + i));
-    const Vector largest = all(number_of(most, false));
+    largest = number_of(most, false);
     Vector total = zero();
     for (int i = 0; i < count; i += kVector) {
-        const Vector weights = exponential(load(scores + i) - largest);
+        const Vector weights = exponential(load(scores + i) - all(largest));
         store(scores + i, weights);
         total = total + weights;
     }
     return number_of(total, true);
 }
 
-// Rows [from, to) of one block, weighted, are added to `out`.
+// Rows [from, to) of one page, weighted, are added to `out`.
 template <typename Stored>
-void add_block(const HeadsOfKeys& job, const Stored* values, const float* weights, int from, int to, float* out) {
-    for (int channel = 0; channel < job.width; channel += kTogether * kVector) {
-        const int left = (job.width - channel) / kVector, vectors = left < kTogether ? left : kTogether;
+void add_page(int width, const Stored* values, const float* weights, int from, int to, float* out) {
+    for (int channel = 0; channel < width; channel += kTogether * kVector) {
+        const int left = (width - channel) / kVector, vectors = left < kTogether ? left : kTogether;
         Vector sums[kTogether] = {zero(), zero(), zero(), zero()};
         for (int each = 0; each < vectors; ++each) sums[each] = load(out + channel + each * kVector);
         for (int row = from; row < to; ++row) {
-            const Stored* at = values + static_cast<int64_t>(row) * job.width + channel;
+            const Stored* at = values + static_cast<int64_t>(row) * width + channel;
             const Vector weight = all(weights[row]);
             for (int each = 0; each < vectors; ++each) {
                 sums[each] = multiplied_and_added(load(at + each * kVector), weight, sums[each]);
@@ -86,40 +87,59 @@ void add_block(const HeadsOfKeys& job, const Stored* values, const float* weight
     }
 }
 
-// Block by block, of each the heads one after the other: in the order in which they are in memory.
+// Page by page, of each the heads one after the other: in the order in which they are in memory.
 template <typename Stored>
-void attend_to(const HeadsOfKeys& job) {
-    const int start = job.first / kPageRows * kPageRows;
-    const int rows = (job.end + kPageRows - 1) / kPageRows * kPageRows - start;
-    const int64_t page = static_cast<int64_t>(kPageRows) * job.width;
-    const int queries = job.heads * job.group;
-    for (int row = 0; row < rows; row += kPageRows) {
-        const auto* block = static_cast<const Stored*>(job.keys) + (start + row) / kPageRows * job.block_stride;
+void attend_to(const Chunk& chunk) {
+    const int64_t of_head = static_cast<int64_t>(kPageRows) * chunk.width;
+    const int queries = chunk.heads * chunk.group, rows = chunk.pages * kPageRows;
+    for (int page = 0; page < chunk.pages; ++page) {
+        const Stored* keys = static_cast<const Stored*>(chunk.keys) + page * chunk.heads * of_head;
         for (int query = 0; query < queries; ++query) {
-            score_block(job, block + query / job.group * page, job.queries + static_cast<int64_t>(query) * job.width,
-                        start + row, job.scores + static_cast<int64_t>(query) * rows + row);
+            score_page(chunk, keys + query / chunk.group * of_head,
+                       chunk.queries + static_cast<int64_t>(query) * chunk.width, page * kPageRows,
+                       chunk.scores + static_cast<int64_t>(query) * rows + page * kPageRows);
         }
     }
     for (int query = 0; query < queries; ++query) {
-        job.sums[query] = weigh(job.scores + static_cast<int64_t>(query) * rows, rows);
-        for (int channel = 0; channel < job.width; ++channel) {
-            job.out[static_cast<int64_t>(query) * job.width + channel] = 0.0f;
+        chunk.sums[query] = weigh(chunk.scores + static_cast<int64_t>(query) * rows, rows, chunk.largest[query]);
+        for (int channel = 0; channel < chunk.width; ++channel) {
+            chunk.out[static_cast<int64_t>(query) * chunk.width + channel] = 0.0f;
         }
     }
-    for (int row = 0; row < rows; row += kPageRows) {
-        const auto* block = static_cast<const Stored*>(job.values) + (start + row) / kPageRows * job.block_stride;
-        const int before = job.first - start - row, behind = job.end - start - row;
+    for (int page = 0; page < chunk.pages; ++page) {
+        const Stored* values = static_cast<const Stored*>(chunk.values) + page * chunk.heads * of_head;
+        const int before = chunk.first - page * kPageRows, behind = chunk.end - page * kPageRows;
         for (int query = 0; query < queries; ++query) {
-            add_block(job, block + query / job.group * page,
-                      job.scores + static_cast<int64_t>(query) * rows + row, before > 0 ? before : 0,
-                      behind < kPageRows ? behind : kPageRows, job.out + static_cast<int64_t>(query) * job.width);
+            add_page(chunk.width, values + query / chunk.group * of_head,
+                     chunk.scores + static_cast<int64_t>(query) * rows + page * kPageRows, before > 0 ? before : 0,
+                     behind < kPageRows ? behind : kPageRows, chunk.out + static_cast<int64_t>(query) * chunk.width);
         }
     }
-    for (int query = 0; query < queries; ++query) {
-        const Vector share = all(1.0f / job.sums[query]);
-        for (int channel = 0; channel < job.width; channel += kVector) {
-            float* at = job.out + static_cast<int64_t>(query) * job.width + channel;
-            store(at, load(at) * share);
+}
+
+// What each query gets from all chunks: weights were relative to the largest score of a chunk, and now are to that of all.
+void merge(const Merged& merged) {
+    for (int query = 0; query < merged.queries; ++query) {
+        float largest = kLeastScore;
+        for (int chunk = 0; chunk < merged.chunks; ++chunk) {
+            const float of_chunk = merged.largest[static_cast<int64_t>(chunk) * merged.queries + query];
+            largest = of_chunk > largest ? of_chunk : largest;
+        }
+        Vector total = zero();
+        for (int chunk = 0; chunk < merged.chunks; ++chunk) {
+            const int64_t at = static_cast<int64_t>(chunk) * merged.queries + query;
+            const Vector factor = exponential(all(merged.largest[at] - largest));
+            total = multiplied_and_added(factor, all(merged.sums[at]), total);
+            merged.largest[at] = number_of(factor, false);
+        }
+        const Vector share = all(1.0f / number_of(total, false));
+        for (int channel = 0; channel < merged.width; channel += kVector) {
+            Vector sum = zero();
+            for (int chunk = 0; chunk < merged.chunks; ++chunk) {
+                const int64_t at = static_cast<int64_t>(chunk) * merged.queries + query;
+                sum = multiplied_and_added(load(merged.parts + at * merged.width + channel), all(merged.largest[at]), sum);
+            }
+            store(merged.out + static_cast<int64_t>(query) * merged.width + channel, sum * share);
         }
     }
 }

@@ -69,6 +69,6 @@ void sums_of(const Vector vectors[4], float sums[4]) {
 
 }  // namespace
 
-AttentionLoops plain_attention_loops() { return {attend_to<uint16_t>, attend_to<float>}; }
+AttentionLoops plain_attention_loops() { return {attend_to<uint16_t>, attend_to<float>, merge}; }
 
 }  // namespace sdrpn
