@@ -8,6 +8,9 @@ further channels, and further heads and channels of the MLP are zeros as well. T
 effect: copies of the first weights of their row, so that a block has as many weights as in a model that is really so
 wide, or zeros. RMS norms divide by more channels, and the RoI map is a mean over more heads: weights and epsilons of
 the norms, and the queries that score, make up for that. The copy is in float32, and its results equal but for rounding.
+
+--outlier 4 makes the weights of every matrix's first input 4 times as large, and that input a fourth: the same results
+from weights of which some are far larger than others, whose block they make coarser.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import json
 import math
 import shutil
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,15 +35,27 @@ from sdrpn.families.llava.names import HF_CURRENT, HF_OLD
 from sdrpn.host.atomic import replacing_directory
 from sdrpn.method.spec import ModelSpec
 
+Floats = NDArray[np.float32]
 Padding = Literal["copies", "zeros"]
 
 
-def widen(checkpoint: Path, rpn: Path, out: Path, *, multiple: int = 128, padding: Padding = "copies") -> ModelSpec:
+# Of every layer: what computes the first input of its matrices, and the matrices.
+_INPUTS = ("input_norm.weight", "post_norm.weight", "attention.v.weight", "mlp.up.weight")
+_MATRICES = (
+    *(f"attention.{part}.weight" for part in "qkvo"),
+    *(f"mlp.{part}.weight" for part in ("gate", "up", "down")),
+)
+
+
+def widen(
+    checkpoint: Path, rpn: Path, out: Path, *, multiple: int = 128, padding: Padding = "copies", outlier: float = 1.0
+) -> ModelSpec:
     """Write the widened checkpoint, with its RPN and gate beside it, to the new or empty folder `out`.
 
     Args:
         multiple: what the widths of residual stream, heads and MLP are rounded up to
         padding: the weights that read what is always 0
+        outlier: factor of the weights of every matrix's first input; a power of 2 is exact
     Raises: BadInput for a model of which this would not be exact
     """
     with open_checkpoint(checkpoint, rpn=rpn) as source, replacing_directory(out) as folder:
@@ -48,8 +63,9 @@ def widen(checkpoint: Path, rpn: Path, out: Path, *, multiple: int = 128, paddin
         spec = _wider(source.spec, multiple)
         shapes = tensor_shapes(spec)
 
-        def read(name: str) -> NDArray[Any]:
-            return _widened(name, source.read(name), shapes[name], source.spec, spec, padding)
+        def read(name: str) -> Floats:
+            array = _with_outlier(name, np.array(source.read(name), np.float32), outlier)
+            return _widened(name, array, shapes[name], source.spec, spec, padding)
 
         _write_texts(checkpoint, folder, spec)
         own = {name: HF_OLD.file_name(name) for name in shapes if not name.startswith(("rpn.", "gate."))}
@@ -87,11 +103,20 @@ def _wider(spec: ModelSpec, multiple: int) -> ModelSpec:
     return dataclasses.replace(spec, llm=wider)
 
 
+def _with_outlier(name: str, array: Floats, factor: float) -> Floats:
+    """The tensor with other weights for the first input of the matrices of a layer; changes `array`."""
+    if not name.startswith("vision.") and ".layers." in name:
+        if name.endswith(_INPUTS):
+            array[0] /= factor
+        if name.endswith(_MATRICES):
+            array[:, 0] *= factor
+    return array
+
+
 def _widened(
-    name: str, array: NDArray[Any], shape: tuple[int, ...], own: ModelSpec, wider: ModelSpec, padding: Padding
-) -> NDArray[np.float32]:
+    name: str, exact: Floats, shape: tuple[int, ...], own: ModelSpec, wider: ModelSpec, padding: Padding
+) -> Floats:
     """One tensor of the model `own`, by its canonical name, in the shape that it has in the model `wider`."""
-    exact = np.asarray(array, np.float32)
     if name.startswith("vision."):
         return exact
     if name.endswith("norm.weight"):
@@ -138,8 +163,14 @@ def main() -> None:
         default="copies",
         help="weights that read channels of zeros: copies of weights of the same row, or zeros (default: copies)",
     )
+    parser.add_argument(
+        "--outlier", type=float, default=1.0, help="factor of the weights of every matrix's first input (default: 1)"
+    )
     args = parser.parse_args()
-    llm = widen(args.checkpoint, args.rpn, args.out, multiple=args.multiple, padding=args.padding).llm
+    spec = widen(
+        args.checkpoint, args.rpn, args.out, multiple=args.multiple, padding=args.padding, outlier=args.outlier
+    )
+    llm = spec.llm
     print(f"{args.out}: {llm.width} channels, {llm.heads} heads of {llm.head_dim}, an MLP of {llm.mlp_width}")
 
 

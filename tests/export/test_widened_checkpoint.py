@@ -24,7 +24,11 @@ from tests.scripts import script_module
 from tests.tiny_models import tiny_spec
 from tests.tolerances import LOOK_MAP_ABS, WIDENED_GATE_SCORE_ABS, WIDENED_LOGITS_ABS
 
-PADDINGS = ("copies", "zeros")
+FORMS: dict[str, dict[str, str | float]] = {
+    "copies": {},
+    "zeros": {"padding": "zeros"},
+    "outlier": {"outlier": 8.0},
+}
 script = script_module("benchmarks/widen_checkpoint.py")
 
 
@@ -32,9 +36,9 @@ script = script_module("benchmarks/widen_checkpoint.py")
 def widened(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The shipped checkpoint and its RPN in each way."""
     folder = tmp_path_factory.mktemp("widened")
-    for padding in PADDINGS:
-        script.widen(*shipped_source(), folder / padding, padding=padding)
-    return {padding: folder / padding for padding in PADDINGS}
+    for name, form in FORMS.items():
+        script.widen(*shipped_source(), folder / name, **form)
+    return {name: folder / name for name in FORMS}
 
 
 @pytest.fixture(scope="module")
@@ -59,11 +63,11 @@ def answers(checkpoint: Path, rpn: Path | None, out: Path, scenes: Sequence[TagS
         ]
 
 
-@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("form", FORMS)
 def test_it_computes_the_same(
-    widened: dict[str, Path], expected: list[Answer], scenes: list[TagSample], tmp_path: Path, padding: str
+    widened: dict[str, Path], expected: list[Answer], scenes: list[TagSample], tmp_path: Path, form: str
 ) -> None:
-    found = answers(widened[padding], None, tmp_path / "bundle", scenes)
+    found = answers(widened[form], None, tmp_path / "bundle", scenes)
     assert [answer.token_ids for answer in found] == [answer.token_ids for answer in expected]
     assert [answer.boxes_xyxy_px for answer in found] == [answer.boxes_xyxy_px for answer in expected]
     assert any(answer.boxes_xyxy_px for answer in expected)
@@ -89,6 +93,12 @@ def test_copies_fill_every_block(widened: dict[str, Path]) -> None:
                 rows = own.shape(name)[0]
                 assert np.count_nonzero(source.read(name)[:rows, 160:] == 0, axis=1).max() == pytest.approx(most, abs=2)
                 assert not source.read(name)[rows:].any()
+
+
+def test_an_outlier_is_the_largest_of_its_row(widened: dict[str, Path]) -> None:
+    with open_checkpoint(widened["outlier"]) as source:
+        first, rest = np.split(np.abs(source.read("llm.layers.0.attention.o.weight")[:160, :160]), [1], axis=1)
+    assert np.median(first) > np.median(rest.max(axis=1))
 
 
 def test_blocks_of_128_divide_it(widened: dict[str, Path], tmp_path: Path) -> None:
