@@ -11,6 +11,7 @@ import openvino
 from sdrpn.bundle.bundle import GraphInfo
 from sdrpn.errors import BadBundle, BadInput, SdrpnError
 from sdrpn.host.freed_memory import drop_file_pages, trim_heap
+from sdrpn.host.interrupt import signals_held
 from sdrpn.host.machine import read_available_memory, read_cpu
 from sdrpn.host.native_modules import native_module
 from sdrpn.host.signal_stack import signal_stack_kept
@@ -125,7 +126,8 @@ class OpenVinoBackend:
         self, graph: GraphInfo, path: Path, weights: Sequence[Path], read: Callable[[], openvino.Model]
     ) -> OpenVinoRunner:
         try:
-            model = read()
+            with signals_held():  # the library calls us back while it reads a graph, and drops what is raised there
+                model = read()
             caches = use_pages(model, graph.name) if self.device.paged else return_rows(model)
             options = self._options(graph, code_block(model))
             compiled = CompiledGraph(self._core, model, graph, self.device, options)
@@ -158,6 +160,11 @@ class OpenVinoBackend:
         size = sum(product.matrix.nbytes for product in products)
         if products and (self._decode_copy or size <= MOST_COPIED_BYTES):
             compiled.add_steps(native, products)
+        elif self._decode_copy and not products:
+            self.note = (
+                f"{f'{self.note}; ' if self.note else ''}decode_copy has no effect on the {graph.name} graph: some of "
+                "its matrices are neither in 4 or 8 bits nor in float16"
+            )
 
     def _require_steps(self) -> None:
         """Raise BadInput where no graph would have decode steps of its own."""

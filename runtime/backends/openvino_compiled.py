@@ -11,6 +11,7 @@ from typing import Any
 import openvino
 
 from sdrpn.bundle.bundle import GraphInfo
+from sdrpn.host.interrupt import signals_held
 from sdrpn.host.threads import usable_cores
 from sdrpn.runtime.backends.openvino_device import OpenVinoDevice
 from sdrpn.runtime.backends.openvino_steps import MOST_SEQUENCES, ConstantProduct, StepCaches, StepModel
@@ -65,7 +66,8 @@ class CompiledGraph:
         types = {port.get_any_name(): port.get_element_type().get_type_name() for port in self.inputs}
         # The library takes more threads than there are cores, the native module does not.
         threads = min(int(self._options["INFERENCE_NUM_THREADS"]), usable_cores())
-        self._steps = StepModel(native, self.model, products, self._graph, types, threads)
+        with signals_held():
+            self._steps = StepModel(native, self.model, products, self._graph, types, threads)
 
     @property
     def step_bytes(self) -> int | None:
@@ -89,7 +91,8 @@ class CompiledGraph:
 
     def _step_request(self, steps: StepModel, batch: int) -> CompiledRequest:
         if batch not in self._step_requests:
-            compiled = steps.compile(self._core, self._device.name, self._options, batch)
+            with signals_held():  # the library asks our operators for shapes, and drops what is raised there
+                compiled = steps.compile(self._core, self._device.name, self._options, batch)
             self._step_requests[batch] = CompiledRequest.of(compiled, steps.caches)
         return self._step_requests[batch]
 

@@ -1,4 +1,4 @@
-"""OpenVINO's runs: with more threads than cores, and in a fork of the process that loaded the graphs."""
+"""OpenVINO's runs: with more threads than cores, with Ctrl-C, and in a fork of the process that loaded the graphs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sdrpn.runtime import Session
 from sdrpn.runtime.backends.openvino_info import STEPS_MODULE
 from tests.pictures import photo
 
-pytest.importorskip("openvino")
+openvino_graph = pytest.importorskip("sdrpn.runtime.backends.openvino_graph")
 
 BEFORE, AFTER = (1, 5, 9), (7, 11, 12, 30)
 MOST_S = 20
@@ -50,6 +50,33 @@ def test_more_threads_than_cores_answer_the_same(int4_bundle: Path) -> None:
             found.append(answer.trace.step_logits)
     one, more = found
     assert np.array_equal(one, more)
+
+
+@pytest.mark.skipif(native_module(STEPS_MODULE) is None, reason="native decode steps were not compiled")
+def test_a_copy_that_cannot_be_is_told(text_bundle: Path) -> None:
+    """The matrices are in fp32, and their numbers are not those of float16."""
+    with Session.open(text_bundle, backend="openvino", variant="fused-fp32", threads=1, decode_copy=True) as session:
+        note = session.backend_note or ""
+    assert [f"decode_copy has no effect on the {graph} graph: some of its" in note for graph in ("trunk", "tail")] == [
+        True,
+        True,
+    ]
+
+
+def test_ctrl_c_while_the_library_reads_a_graph(int4_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It calls us back there, and takes what is raised for an error of the graph."""
+    update, interrupted = openvino_graph._update, list[str]()
+
+    def interrupt(node: object) -> object:
+        if not interrupted:
+            interrupted.append("once")
+            signal.raise_signal(signal.SIGINT)
+        return update(node)
+
+    monkeypatch.setattr(openvino_graph, "_update", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        Session.open(int4_bundle, backend="openvino", threads=1)
+    assert interrupted
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no forks here")
