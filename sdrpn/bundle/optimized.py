@@ -258,6 +258,5 @@ def _advice(folder: Path, before: OptimizedManifest | None = None) -> str:
     bundle, variant = folder.parents[2], folder.parent.name
     end = " --for openvino" if folder.name.startswith("openvino-") else ""
     options = end if before is None else before.options
-    return (
-        f"make them again: sdrpn optimize {bundle} --variant {variant}{options} (or run without them: optimized=False)"
-    )
+    command = f"sdrpn optimize {bundle} --variant {variant}{options}"
+    return f"make them again: {command} (or run without them: --no-optimized, optimized=False)"

@@ -307,7 +307,9 @@ class TestWhereItFits:
         monkeypatch.setattr(runtime_choice, "read_cpu", lambda: other)
         note = note_of(bundle)
         assert note.startswith(f"the optimized graphs are for {folder.name}, not for ort-")
-        assert note.endswith(f"sdrpn optimize {bundle} --variant fused-fp32 (or run without them: optimized=False)")
+        assert note.endswith(
+            f"sdrpn optimize {bundle} --variant fused-fp32 (or run without them: --no-optimized, optimized=False)"
+        )
 
     @pytest.mark.parametrize(
         ("entry", "value", "told"),
