@@ -19,6 +19,7 @@ from sdrpn.terminal.argument_types import AUTO, context_lengths, positive_int, w
 from sdrpn.terminal.arguments import GRAPH_BACKENDS, filled
 from sdrpn.terminal.look_arguments import add_parts_argument, add_shape_arguments
 from sdrpn.terminal.model_folders import add_bundle_argument
+from sdrpn.terminal.session_arguments import DECODE_COPY, add_decode_copy_argument
 
 HELP = "estimate how much memory a bundle needs on a device"
 DESCRIPTION = """\
@@ -75,6 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--picture", metavar="PICTURE", help=picture_help)
     add_shape_arguments(parser)
+    add_decode_copy_argument(parser)
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
 
 
@@ -84,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     from sdrpn.workflows.memory_plan import PlanRequest, plan
     from sdrpn.workflows.memory_plan_text import memory_text
 
-    found = plan(filled(PlanRequest, args, contexts=args.context or ()))
+    found = plan(filled(PlanRequest, args, contexts=args.context or (), decode_copy=DECODE_COPY[args.decode_copy]))
     if args.json:
         print_json(found.to_json())
     else:

@@ -14,6 +14,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sdrpn.errors import BadInput
 from sdrpn.terminal.argument_types import names, positive_int, whole_number
 from sdrpn.terminal.arguments import filled
 from sdrpn.terminal.progress import progress
@@ -181,13 +182,23 @@ def _add_service(step: argparse.ArgumentParser) -> None:
         "--ready-url", metavar="URL", help="go back where it does not answer 200: http://127.0.0.1:8000/readyz"
     )
     group.add_argument(
-        "--ready-within", metavar="S", type=positive_int, default=120, help="seconds to wait (default: %(default)s)"
+        "--ready-within",
+        metavar="S",
+        type=positive_int,
+        help="seconds to wait for either (default: 120)",
     )
 
 
 def _service(args: argparse.Namespace) -> ServiceCheck:
     from sdrpn.workflows.release_install import ServiceCheck
 
+    if args.ready_within is None:
+        return ServiceCheck(args.restart, args.ready_url)
+    if args.restart is None and args.ready_url is None:
+        raise BadInput(
+            "there is no service to wait for; name it with --restart or --ready-url, or leave the time out",
+            options=("ready-within",),
+        )
     return ServiceCheck(args.restart, args.ready_url, float(args.ready_within))
 
 

@@ -2,7 +2,7 @@
 
 Data is written under a hidden temporary name beside the target, on the same file system, and one rename at the end
 makes it visible. If the work ends early (an error, Ctrl-C, a full disk), the temporary is removed and the target is
-unchanged. Leftovers of a killed run are removed by the next run for the same target.
+unchanged, as are the folders above it. Leftovers of a killed run are removed by the next run for the same target.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sdrpn.errors import BadInput, RunFailed, SdrpnError
@@ -43,9 +43,8 @@ def replacing_file(path: str | Path) -> Iterator[Path]:
     """
     target, _ = _replaceable_file(path)
     temporary = temporary_beside(target)
-    try:
-        with _errors_named(path, temporary):
-            target.parent.mkdir(parents=True, exist_ok=True)
+    with _errors_named(path, temporary), _folder_for(target):
+        try:
             remove_leftovers(target)
             with held(temporary, Path.touch):
                 yield temporary
@@ -54,8 +53,8 @@ def replacing_file(path: str | Path) -> Iterator[Path]:
                 _sync(temporary)
                 temporary.replace(target)
             _sync(target.parent)
-    finally:
-        remove_partial(temporary)
+        finally:
+            remove_partial(temporary)
 
 
 def require_writable_file(path: str | Path) -> None:
@@ -76,7 +75,7 @@ def require_writable_folder(path: str | Path) -> None:
         folder = target if target.exists() else _existing_folder(path, target)
     except (OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise BadInput(f"{path} cannot be written ({reason}); name a place where you have write permission") from error
+        raise BadInput(f"{path} cannot be written ({reason}); make that place writable, or name another") from error
     _require_new_file(path, folder / target.name)
 
 
@@ -97,7 +96,7 @@ def require_new_directory(path: str | Path) -> None:
         _existing_folder(path, target)
         _require_replaceable(path, target, exist_ok=False)
     except (OSError, RuntimeError) as error:
-        raise BadInput(f"{path} cannot be written ({error}); name a place where you have write permission") from error
+        raise BadInput(f"{path} cannot be written ({error}); make that place writable, or name another") from error
 
 
 @contextmanager
@@ -113,20 +112,20 @@ def replacing_directory(path: str | Path, *, exist_ok: bool = False) -> Iterator
     """
     target = Path(path).resolve()
     temporary = temporary_beside(target)
-    try:
-        with _errors_named(path, temporary):
-            _existing_folder(path, target)
-            _require_replaceable(path, target, exist_ok=exist_ok)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            remove_leftovers(target)
-            with held(temporary, Path.mkdir):
-                yield temporary
-                _sync_tree(temporary)
-                _require_replaceable(path, target, exist_ok=exist_ok)
-                _swap_in(temporary, target)
-            _sync(target.parent)
-    finally:
-        remove_partial(temporary)
+    with _errors_named(path, temporary):
+        _existing_folder(path, target)
+        _require_replaceable(path, target, exist_ok=exist_ok)
+        with _folder_for(target):
+            try:
+                remove_leftovers(target)
+                with held(temporary, Path.mkdir):
+                    yield temporary
+                    _sync_tree(temporary)
+                    _require_replaceable(path, target, exist_ok=exist_ok)
+                    _swap_in(temporary, target)
+                _sync(target.parent)
+            finally:
+                remove_partial(temporary)
 
 
 def require_free_space(path: str | Path, size_bytes: int, *, advice: str = "") -> None:
@@ -163,7 +162,7 @@ def _replaceable_file(path: str | Path) -> tuple[Path, Path]:
             raise BadInput(f"{path} is read-only; make it writable or name another file")
     except (OSError, RuntimeError) as error:  # a name that is too long, a folder without access, a loop of links
         reason = getattr(error, "strerror", None) or error
-        raise BadInput(f"{path} cannot be written ({reason}); name a place where you have write permission") from error
+        raise BadInput(f"{path} cannot be written ({reason}); make that place writable, or name another") from error
     return target, folder
 
 
@@ -203,6 +202,20 @@ def _swap_in(temporary: Path, target: Path) -> None:
 
 
 @contextmanager
+def _folder_for(target: Path) -> Iterator[None]:
+    """Make the folders that `target` is to be in; those that were made go where it is not there in the end."""
+    made = [folder for folder in target.parents if not folder.exists()]
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    finally:
+        if not target.exists():
+            for folder in made:
+                with suppress(OSError):  # another process has begun to use it
+                    folder.rmdir()
+
+
+@contextmanager
 def _errors_named(path: str | Path, temporary: Path) -> Iterator[None]:
     """Turn file system errors while writing `path` into one line that names `path`, not the temporary.
 
@@ -224,7 +237,7 @@ def _errors_named(path: str | Path, temporary: Path) -> Iterator[None]:
             raise
         if error.errno in _REFUSED:
             raise BadInput(
-                f"{path} cannot be written ({error.strerror}); name a place where you have write permission"
+                f"{path} cannot be written ({error.strerror}); make that place writable, or name another"
             ) from error
         raise RunFailed(f"writing {path} failed: {error.strerror or error}; nothing was left behind") from error
 

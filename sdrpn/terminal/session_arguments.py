@@ -9,7 +9,7 @@ from sdrpn.host.suggestion import unknown_choice
 from sdrpn.terminal.argument_types import device_number_or_name, whole_number
 from sdrpn.terminal.arguments import BACKENDS, add_former_name, add_threads_argument
 
-__all__ = ["DECODE_COPY", "JPEG_MODES", "NOWHERE", "add_where"]
+__all__ = ["DECODE_COPY", "JPEG_MODES", "NOWHERE", "add_decode_copy_argument", "add_where"]
 
 NOWHERE = "none"
 DECODE_COPY = {"auto": None, "on": True, "off": False}  # what the option says -> the argument of Session.open
@@ -90,13 +90,7 @@ def add_where(group: argparse._ArgumentGroup, *, jpeg: bool = True) -> None:
         choices=("int8",),
         help="with OpenVINO on a CPU: caches of trunk and tail in 8 bits (default: as the graphs declare them)",
     )
-    group.add_argument(
-        "--decode-copy",
-        choices=tuple(DECODE_COPY),
-        default="auto",
-        help="with OpenVINO on a CPU: keep the matrices once more in memory, in the form that a decode step reads "
-        "fastest (default: auto, where those of a graph take at most 0.5 GB)",
-    )
+    add_decode_copy_argument(group)
     group.add_argument(
         "--vision-type",
         choices=("bf16",),
@@ -126,3 +120,14 @@ def _backend(text: str) -> str:
         return text
     hint = " (it was removed: use tensorrt with the engines of `sdrpn build`)" if text.endswith("-tensorrt") else ""
     raise argparse.ArgumentTypeError(unknown_choice(text, BACKENDS) + hint)
+
+
+def add_decode_copy_argument(group: argparse._ActionsContainer) -> None:
+    """Declare whether decode steps have their matrices once more; see `DECODE_COPY`."""
+    group.add_argument(
+        "--decode-copy",
+        choices=tuple(DECODE_COPY),
+        default="auto",
+        help="with OpenVINO on a CPU: keep the matrices once more in memory, in the form that a decode step reads "
+        "fastest (default: auto, where those of a graph take at most 0.5 GB)",
+    )

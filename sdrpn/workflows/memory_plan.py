@@ -42,6 +42,7 @@ _FOR_BUNDLES: dict[str, object] = {
     "backend": AUTOMATIC,
     "prefix_bytes": None,
     "picture": None,
+    "decode_copy": None,
 }
 
 
@@ -63,6 +64,7 @@ class PlanRequest(CheckedFields):
     # Of a published model, by its name in place of a bundle: see ShapeRequest.
     precision: str | None = None
     kv_cache: str | None = None  # of a bundle: "int8" where the backend can hold its caches so, see `RunOptions`
+    decode_copy: bool | None = None  # see `RunOptions`
     image_tokens: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
@@ -194,6 +196,7 @@ def plan_memory(
     parts: Parts = "all",
     picture: Path | str | None = None,
     kv_cache: str | None = None,
+    decode_copy: bool | None = None,
 ) -> MemoryPlan:
     """Add up weights, caches, activations and image buffers, and find the largest context that fits.
 
@@ -213,11 +216,24 @@ def plan_memory(
             the first token; None: pictures are small
         kv_cache: "int8": with OpenVINO, caches of trunk and tail in 8 bits, as `Session.open` holds them on request;
             None: as the graphs declare them
+        decode_copy: with OpenVINO, whether decode steps have their matrices once more, as in `Session.open`
 
     Raises: BadBundle, BadInput for an unknown variant or target; ContextTooLong
     """
     return plan_bundle(
-        PlanRequest(bundle, target, variant, contexts, batch, backend, prefix_bytes, parts, picture, kv_cache=kv_cache)
+        PlanRequest(
+            bundle,
+            target,
+            variant,
+            contexts,
+            batch,
+            backend,
+            prefix_bytes,
+            parts,
+            picture,
+            kv_cache=kv_cache,
+            decode_copy=decode_copy,
+        )
     )
 
 
@@ -301,8 +317,21 @@ def _other_parts_bytes(bundle: Bundle, request: PlanRequest, context: int) -> in
     return other.needs_of(other.variant, context).total_bytes
 
 
+def _taken(request: PlanRequest) -> frozenset[str]:
+    """The options that the backend of a request takes; none of one that is not named, or where engines run."""
+    if request.target is not None or request.backend == AUTOMATIC:
+        return frozenset()
+    return backend_info(request.backend).takes
+
+
 def _require_held(request: PlanRequest) -> None:
-    """Raise BadInput for a kind of caches that the graphs do not declare and the backend does not offer."""
+    """Raise BadInput for what the backend does not hold on request: other caches than the graphs declare, copies."""
+    if request.decode_copy is not None and "decode_copy" not in _taken(request):
+        raise BadInput(
+            "a copy for decode steps is made with the backend openvino alone; leave it out, or name that backend, no "
+            "target",
+            options=("decode-copy", "backend"),
+        )
     if request.kv_cache is None:
         return
     holding = [name for name, info in BACKENDS.items() if "kv_cache" in info.takes]
@@ -339,7 +368,8 @@ def _this_machine(bundle: Bundle, request: PlanRequest) -> _Place:
     holds = "kv_cache" in info.takes  # in 8 bits by itself, whatever the graphs declare
 
     def needs(other: Variant, context: int) -> MemoryNeeds:
-        asked = MemoryRequest(context, request.batch, mapped_bytes, other.kv_cache if holds else None)
+        kv_cache = other.kv_cache if holds else None
+        asked = MemoryRequest(context, request.batch, mapped_bytes, kv_cache, request.decode_copy)
         declared = dataclasses.replace(other, kv_cache=None) if holds else other
         return dataclasses.replace(info.needs(bundle, declared, asked), picture_bytes=picture_bytes)
 

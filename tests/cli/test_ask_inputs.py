@@ -123,7 +123,11 @@ class TestQuestions:
         ("length", "new_tokens", "message"),
         [
             (10_000, 64, r"\d{5} prompt tokens \+ 64 new tokens need \d{5} positions, the bundle has 512; shorten .*"),
-            (10, 500, r"\d{3} prompt tokens \+ 500 new tokens need \d{3} positions, .* or lower max_new_tokens"),
+            (
+                10,
+                500,
+                r"\d{3} prompt tokens \+ 500 new tokens need \d{3} .* or lower max_new_tokens \(--max-new-tokens\)",
+            ),
             (10, 310, r"\d{3} prompt tokens \+ 16 RoI tokens \+ 310 new .* answer without the crop \(roi=None\), .*"),
         ],
         ids=["10 kB", "answer", "crop"],
@@ -285,10 +289,13 @@ def test_what_may_not_be_read_or_written_is_one_line(
         (("ask", text_bundle, secret, QUESTION), r"secret\.png' cannot be read \(Permission denied\); name a"),
         (
             ("ask", text_bundle, picture, QUESTION, *overlay),
-            r"overlay\.png cannot be written \(Permission denied\); na",
+            r"overlay\.png cannot be written \(Permission denied\); make",
         ),
         (("export", checkpoint, "--out", tmp_path / "new"), r"model\.safetensors cannot be read \(Permission denied\)"),
-        (("export", whole, "--out", read_only / "new"), r"new cannot be written \(Permission denied\); name a place"),
+        (
+            ("export", whole, "--out", read_only / "new"),
+            r"new cannot be written \(Permission denied\); make that place writable",
+        ),
     ]
     outcomes = run_bound_by_modes(*(command for command, _ in expected))
     for (command, message), outcome in zip(expected, outcomes, strict=True):

@@ -57,6 +57,7 @@ _DEMO = ("demo", "--name", "a", "--version", "1", "--out", "x")
         (("pack", *_DEMO, "--expires-in", "-1"), "expires_in_days is -1; expected 1 or more"),
         (("install", "none", "--store", "s", "--restart", "'"), "no closing quotation; expected a command (--restart)"),
         (("rollback", "--store", "s", "--restart", 'a "'), "no closing quotation"),
+        (("rollback", "--store", "s", "--ready-within", "5"), "there is no service to wait for"),
         (("list", "--store", ""), "argument --store: the path is empty"),
         (("sign", "none", "--key", "none"), "none cannot be read"),
         (("verify", "demo", "--require-signed", "none"), "none cannot be read"),

@@ -92,6 +92,24 @@ def test_what_they_save_where_the_library_holds_them_so(sdrpn: Command, coded_bu
     assert coded["prefixes"]["picture_bytes"] < plain["prefixes"]["picture_bytes"]
 
 
+def test_a_copy_for_decode_steps(sdrpn: Command) -> None:
+    pytest.importorskip("openvino")
+    from sdrpn.host.native_modules import native_module
+    from sdrpn.runtime.backends.openvino_info import STEPS_MODULE, has_fast_steps
+
+    command = ("plan", "demo", "--backend", "openvino", "--json")
+    weights = {
+        asked: json.loads(sdrpn(*command, "--decode-copy", asked).out)["needs"]["weights_bytes"]
+        for asked in ("auto", "on", "off")
+    }
+    if has_fast_steps(native_module(STEPS_MODULE)):
+        assert weights["on"] == weights["auto"] > weights["off"]
+    else:
+        assert weights["on"] == weights["auto"] == weights["off"]
+    for others in ((), ("--backend", "onnxruntime"), ("--target", "l4")):
+        assert "made with the backend openvino alone" in refusal(sdrpn("plan", "demo", "--decode-copy", "on", *others))
+
+
 def test_what_they_save(sdrpn: Command, coded_bundle: Path) -> None:
     plan = json.loads(sdrpn("plan", coded_bundle, "--variant", "fused-fp32-kv-int8", "--json").out)
     assert (plan["kv_cache"], plan["other"]["kv_cache"]) == ("int8", None)

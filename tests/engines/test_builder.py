@@ -446,7 +446,7 @@ class TestRefusals:
     def test_a_read_only_bundle(self, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def refuse(path: Path) -> None:
             raise BadInput(
-                f"{path} cannot be written (Read-only file system); name a place where you have write permission"
+                f"{path} cannot be written (Read-only file system); make that place writable, or name another"
             )
 
         monkeypatch.setattr("sdrpn.engines.builder.require_writable_file", refuse)

@@ -113,6 +113,29 @@ class TestReplacingFile:
         assert target.exists()
 
 
+@pytest.mark.parametrize("writing", [replacing_file, replacing_directory])
+class TestFoldersAbove:
+    def test_they_go_where_nothing_came_of_it(
+        self, tmp_path: Path, writing: Callable[[Path], AbstractContextManager[Path]]
+    ) -> None:
+        (tmp_path / "there").mkdir()
+        with pytest.raises(KeyError), writing(tmp_path / "there" / "new" / "below" / "x"):
+            raise KeyError
+        assert names_in(tmp_path) == ["there"]
+        assert names_in(tmp_path / "there") == []
+
+    def test_they_stay_where_others_use_them(
+        self, tmp_path: Path, writing: Callable[[Path], AbstractContextManager[Path]]
+    ) -> None:
+        def fail() -> None:
+            (tmp_path / "new" / "other").touch()
+            raise KeyError
+
+        with pytest.raises(KeyError), writing(tmp_path / "new" / "below" / "x"):
+            fail()
+        assert names_in(tmp_path / "new") == ["other"]
+
+
 class TestRequireWritableFile:
     @pytest.mark.parametrize("name", ["new.png", "new folder/below/new.png", "there.png", "link.png"])
     def test_a_place_that_can_be_written_is_left_as_it_was(self, tmp_path: Path, name: str) -> None:
@@ -127,7 +150,7 @@ class TestRequireWritableFile:
         [
             ("folder", "folder is a folder, not a regular file; expected the name of a file to write"),
             ("file/x.png", r"x\.png cannot be written: .*file is a file, expected a folder; name another place"),
-            ("x" * 300, r"x cannot be written \(File name too long\); name a place where you have write permission"),
+            ("x" * 300, r"x cannot be written \(File name too long\); make that place writable, or name another"),
         ],
     )
     def test_a_place_that_cannot(self, tmp_path: Path, name: str, message: str) -> None:
@@ -153,7 +176,7 @@ class TestRequireWritableFolder:
         [
             ("file", "file is a file; expected a folder, or a new name for one"),
             ("file/below", r"below cannot be written: .*file is a file, expected a folder; name another place"),
-            ("x" * 300, r"x cannot be written \(File name too long\); name a place where you have write permission"),
+            ("x" * 300, r"x cannot be written \(File name too long\); make that place writable, or name another"),
         ],
     )
     def test_a_place_that_cannot_be_one(self, tmp_path: Path, name: str, message: str) -> None:
@@ -343,7 +366,7 @@ class TestFileSystemErrors:
 
         monkeypatch.setattr(Path, "mkdir", refuse)
         monkeypatch.setattr(Path, "touch", refuse)
-        with pytest.raises(BadInput, match=r"target cannot be written \(.+\); name a place"):
+        with pytest.raises(BadInput, match=r"target cannot be written \(.+\); make that place writable"):
             replacing(tmp_path / "target").__enter__()
         assert names_in(tmp_path) == []
 
