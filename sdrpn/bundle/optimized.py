@@ -259,4 +259,4 @@ def _advice(folder: Path, before: OptimizedManifest | None = None) -> str:
     end = " --for openvino" if folder.name.startswith("openvino-") else ""
     options = end if before is None else before.options
     command = f"sdrpn optimize {bundle} --variant {variant}{options}"
-    return f"make them again: {command} (or run without them: --no-optimized, optimized=False)"
+    return f"make them again: {command} (or run without them: `sdrpn ask --no-optimized`, optimized=False)"

@@ -43,18 +43,16 @@ def replacing_file(path: str | Path) -> Iterator[Path]:
     """
     target, _ = _replaceable_file(path)
     temporary = temporary_beside(target)
-    with _errors_named(path, temporary), _folder_for(target):
-        try:
-            remove_leftovers(target)
-            with held(temporary, Path.touch):
-                yield temporary
-                if target.exists():
-                    shutil.copymode(target, temporary)
-                _sync(temporary)
-                temporary.replace(target)
-            _sync(target.parent)
-        finally:
-            remove_partial(temporary)
+    with _left_clean(target, temporary), _errors_named(path, temporary):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(target)
+        with held(temporary, Path.touch):
+            yield temporary
+            if target.exists():
+                shutil.copymode(target, temporary)
+            _sync(temporary)
+            temporary.replace(target)
+        _sync(target.parent)
 
 
 def require_writable_file(path: str | Path) -> None:
@@ -112,20 +110,17 @@ def replacing_directory(path: str | Path, *, exist_ok: bool = False) -> Iterator
     """
     target = Path(path).resolve()
     temporary = temporary_beside(target)
-    with _errors_named(path, temporary):
+    with _left_clean(target, temporary), _errors_named(path, temporary):
         _existing_folder(path, target)
         _require_replaceable(path, target, exist_ok=exist_ok)
-        with _folder_for(target):
-            try:
-                remove_leftovers(target)
-                with held(temporary, Path.mkdir):
-                    yield temporary
-                    _sync_tree(temporary)
-                    _require_replaceable(path, target, exist_ok=exist_ok)
-                    _swap_in(temporary, target)
-                _sync(target.parent)
-            finally:
-                remove_partial(temporary)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(target)
+        with held(temporary, Path.mkdir):
+            yield temporary
+            _sync_tree(temporary)
+            _require_replaceable(path, target, exist_ok=exist_ok)
+            _swap_in(temporary, target)
+        _sync(target.parent)
 
 
 def require_free_space(path: str | Path, size_bytes: int, *, advice: str = "") -> None:
@@ -202,15 +197,15 @@ def _swap_in(temporary: Path, target: Path) -> None:
 
 
 @contextmanager
-def _folder_for(target: Path) -> Iterator[None]:
-    """Make the folders that `target` is to be in; those that were made go where it is not there in the end."""
-    made = [folder for folder in target.parents if not folder.exists()]
+def _left_clean(target: Path, temporary: Path) -> Iterator[None]:
+    """Remove the temporary in the end; and where `target` is not there, folders above it that were not there before."""
+    missing = [folder for folder in target.parents if not os.path.lexists(folder)]
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
         yield
     finally:
+        remove_partial(temporary)
         if not target.exists():
-            for folder in made:
+            for folder in missing:
                 with suppress(OSError):  # another process has begun to use it
                     folder.rmdir()
 

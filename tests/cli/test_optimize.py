@@ -308,7 +308,8 @@ class TestWhereItFits:
         note = note_of(bundle)
         assert note.startswith(f"the optimized graphs are for {folder.name}, not for ort-")
         assert note.endswith(
-            f"sdrpn optimize {bundle} --variant fused-fp32 (or run without them: --no-optimized, optimized=False)"
+            f"sdrpn optimize {bundle} --variant fused-fp32 (or run without them: "
+            "`sdrpn ask --no-optimized`, optimized=False)"
         )
 
     @pytest.mark.parametrize(
