@@ -17,6 +17,7 @@ from openvino import opset15 as ops
 from sdrpn.errors import BadInput, RunFailed
 from sdrpn.host.machine import Cpu
 from sdrpn.host.signal_stack import signal_stack_kept
+from sdrpn.runtime.backends.failures import first_line
 
 __all__ = ["AUTOMATIC_DEVICE", "BF16_FEATURES", "OpenVinoDevice", "device_named", "seen_devices"]
 
@@ -162,7 +163,6 @@ def _automatic(core: openvino.Core) -> str:
         compiled = core.compile_model(model, AUTOMATIC_DEVICE, {"ENABLE_STARTUP_FALLBACK": False})
         return str(compiled.get_property("EXECUTION_DEVICES")[0])
     except Exception as error:  # OpenVINO raises RuntimeError and its subclasses
-        [reason] = str(error).strip().splitlines()[-1:] or [type(error).__name__]
         raise RunFailed(
-            f"OpenVINO's AUTO could take no device here: {reason.strip()}; name one, such as CPU"
+            f"OpenVINO's AUTO could take no device here: {first_line(error)}; name one, such as CPU"
         ) from error
